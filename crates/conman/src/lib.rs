@@ -1,0 +1,10 @@
+//! conman keeps zero or one live container per repl. The map of this crate is `ARCHITECTURE.md`.
+
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod gateway;
+pub mod host;
+pub mod runtime;
+pub mod store;
+pub mod telemetry;

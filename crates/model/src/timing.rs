@@ -1,0 +1,85 @@
+//! Every timing constant of the protocol, in one place, with its order proved at compile time.
+//!
+//! The rule (DESIGN.md, "Time"): `steal ≥ hold × (1 + drift) + kill bound + margin`. A thief waits,
+//! from the *receipt* of the last beat it saw, longer than the owner's deadline can last from the
+//! *sending* of that beat, even when the two clocks drift apart, plus the time that the kernel needs
+//! to kill everything at the deadline.
+
+use std::time::Duration;
+
+/// One set of lease timings. All of a fleet's hosts must use the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// How often a host renews, from the sending of one renewal to the next.
+    pub renew: Duration,
+    /// How long a host may act after *sending* a renewal that was acknowledged later.
+    pub hold: Duration,
+    /// How long an observer must have seen the same beat, from receipt, before it steals.
+    pub steal: Duration,
+}
+
+/// The most by which two machines' clocks may differ in rate, in parts per million: ten times what
+/// a crystal out of its range does, and what NTP may slew (500 ppm) on top.
+pub const CLOCK_DRIFT_PPM_MAX: u64 = 10_000;
+
+/// How long the kernel may take from the deadline until the last process of the host's containers is
+/// dead. Measured: under 1 ms for a few, 34 ms for 200 containers; the rest is for a loaded machine.
+pub const KILL_BOUND: Duration = Duration::from_millis(300);
+
+/// What is kept in hand beyond what the rule needs.
+pub const STEAL_MARGIN: Duration = Duration::from_millis(50);
+
+/// The default: a lost host's repls are free after about three and a half seconds.
+pub const FAST: Timing = Timing {
+    renew: Duration::from_millis(500),
+    hold: Duration::from_millis(3_000),
+    steal: Duration::from_millis(3_400),
+};
+
+/// For fleets that would rather live through long outages of the store.
+pub const PATIENT: Timing = Timing {
+    renew: Duration::from_millis(5_000),
+    hold: Duration::from_millis(30_000),
+    steal: Duration::from_millis(30_700),
+};
+
+/// How many other hosts observe each host.
+pub const OBSERVERS_PER_HOST: usize = 3;
+
+/// How often an observer reads the beats of those it observes.
+pub const OBSERVE_EVERY: Duration = Duration::from_millis(250);
+
+/// How long a gateway holds a request for a repl that cannot be reached yet.
+pub const PARK_MAX: Duration = Duration::from_secs(15);
+
+/// How long a started container may take until its port accepts a connection.
+pub const PORT_READY_MAX: Duration = Duration::from_secs(10);
+
+/// The default grace of a destroy, from SIGTERM to SIGKILL.
+pub const DESTROY_GRACE: Duration = Duration::from_secs(5);
+
+/// From the notice of preemption until the machine is gone: what the large clouds give.
+pub const PREEMPTION_NOTICE: Duration = Duration::from_secs(30);
+
+impl Timing {
+    /// Whether the order that the invariant rests on holds. Every profile is checked at compile time,
+    /// every configured one at start.
+    pub const fn is_safe(&self) -> bool {
+        let hold_us = self.hold.as_micros() as u64;
+        let drifted_us = hold_us + hold_us * CLOCK_DRIFT_PPM_MAX / 1_000_000;
+        let needed_us =
+            drifted_us + (KILL_BOUND.as_micros() + STEAL_MARGIN.as_micros()) as u64;
+        self.steal.as_micros() as u64 >= needed_us
+            // Two renewals may fail in a row before the deadline is in danger.
+            && self.renew.as_micros() * 3 <= self.hold.as_micros()
+    }
+}
+
+const _: () = assert!(FAST.is_safe());
+const _: () = assert!(PATIENT.is_safe());
+// An observer that looks less often than this would add more than it must to every failover.
+const _: () = assert!(OBSERVE_EVERY.as_millis() * 2 <= FAST.renew.as_millis());
+// A request that waits through the silent loss of a host must still be there when its repl is free.
+const _: () = assert!(PARK_MAX.as_millis() > 2 * FAST.steal.as_millis() + 1_000);
+const _: () = assert!(PORT_READY_MAX.as_millis() < PARK_MAX.as_millis());
+const _: () = assert!(DESTROY_GRACE.as_millis() < PREEMPTION_NOTICE.as_millis());
