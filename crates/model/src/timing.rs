@@ -67,8 +67,7 @@ impl Timing {
     pub const fn is_safe(&self) -> bool {
         let hold_us = self.hold.as_micros() as u64;
         let drifted_us = hold_us + hold_us * CLOCK_DRIFT_PPM_MAX / 1_000_000;
-        let needed_us =
-            drifted_us + (KILL_BOUND.as_micros() + STEAL_MARGIN.as_micros()) as u64;
+        let needed_us = drifted_us + (KILL_BOUND.as_micros() + STEAL_MARGIN.as_micros()) as u64;
         self.steal.as_micros() as u64 >= needed_us
             // Two renewals may fail in a row before the deadline is in danger.
             && self.renew.as_micros() * 3 <= self.hold.as_micros()

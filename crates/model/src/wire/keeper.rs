@@ -1,0 +1,1 @@
+//! conman to keeper: see `keeper` for who speaks it.

@@ -1,0 +1,209 @@
+//! The node API: what a gateway (or another host) asks of a host, over HTTP/1.1 on the host's address.
+//!
+//! ```text
+//! POST /node/v1/open        OpenRequest   -> 101 + OPEN_* headers, then the session's bytes
+//!                                          | 4xx/5xx with Refusal as JSON
+//! POST /node/v1/exec        ExecRequest   -> 200 ExecAnswer | Refusal
+//! GET  /node/v1/logs/{repl}?follow=       -> 200 bytes      | Refusal
+//! POST /node/v1/stop        StopRequest   -> 200 after proven death and release | Refusal
+//! POST /node/v1/handed-off  HandedOff     -> 202: start these now, they are yours
+//! POST /node/v1/drain       DrainRequest  -> 200 DrainReport, after the last release
+//! POST /node/v1/undrain                   -> 200
+//! GET  /node/v1/status                    -> 200 HostStatus
+//! GET  /node/v1/events                    -> 200 NDJSON of NodeEvent without end: first all there is, then changes
+//! GET  /node/v1/metrics                   -> 200 the host's own metrics, Prometheus text
+//! ```
+//!
+//! `open` is the whole of a session's way in: with `epoch` it is a session for an owner (only the exact
+//! epoch is accepted, else [`RefusalCode::NotOwner`] with a hint); without, it asks the host to claim
+//! the repl if it is free, and to start it. The host holds the request while the container starts or
+//! moves, and answers when it knows. `kind: port` carries the container's TCP bytes after the 101;
+//! `kind: shell` carries a WebSocket (RFC 6455, the host is the server, no second handshake).
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{ContainerState, Refusal};
+use crate::id::{Epoch, HostId, Incarnation, ReplId};
+
+/// The protocol's name in the `Upgrade` header.
+pub const UPGRADE: &str = "conman-session";
+/// The epoch that the session is joined to, in the answer's headers.
+pub const OPEN_EPOCH: &str = "conman-epoch";
+/// How many containers the host carries now, in the answer's headers: the gateway's hint for placement.
+pub const OPEN_LOAD: &str = "conman-load";
+
+/// Asks for a way into a repl's container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRequest {
+    /// Which repl.
+    pub repl: ReplId,
+    /// The epoch that the gateway holds this host to be the owner of; `None` asks it to claim.
+    pub epoch: Option<Epoch>,
+    /// What to.
+    pub kind: OpenKind,
+    /// How long the host may hold this request, in milliseconds.
+    pub wait_ms: u64,
+}
+
+/// What a session is joined to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenKind {
+    /// A TCP port on the container's loopback; `None` for the port of its spec.
+    Port(Option<u16>),
+    /// The repl's shared terminal.
+    Shell {
+        /// The first size.
+        columns: u16,
+        /// The first size.
+        rows: u16,
+    },
+    /// Nothing: only have it running (`POST /v1/repls/{id}/start`).
+    Start,
+}
+
+/// Runs a command in a repl's container, starting it if need be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Which repl.
+    pub repl: ReplId,
+    /// As in [`OpenRequest`].
+    pub epoch: Option<Epoch>,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// What it reads from standard input.
+    #[serde(default)]
+    pub stdin: String,
+    /// How long the command may take, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// What a command left. Output is UTF-8 with replacement characters for what is not, and is cut at
+/// 1 MiB each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecAnswer {
+    /// The exit code; 128 + n for signal n.
+    pub exit_code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// Whether either was cut.
+    pub truncated: bool,
+}
+
+/// Ends a repl's container and gives up the repl.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Which repl.
+    pub repl: ReplId,
+    /// Which owner is meant.
+    pub epoch: Epoch,
+    /// From SIGTERM to SIGKILL, in milliseconds; zero kills at once.
+    pub grace_ms: u64,
+}
+
+/// Tells a host which repls have been handed off to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOff {
+    /// The repls with their new epochs, those with connected users first.
+    pub repls: Vec<(ReplId, Epoch)>,
+}
+
+/// Empties a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// From SIGTERM to SIGKILL, in milliseconds; zero kills at once.
+    pub grace_ms: u64,
+}
+
+/// What a drain did, each phase's time in milliseconds from the notice.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrainReport {
+    /// How many containers there were.
+    pub containers: u32,
+    /// How many of them were handed to another host.
+    pub handed_off: u32,
+    /// When nothing new was taken any more.
+    pub closed_ms: f64,
+    /// When the last kill was sent.
+    pub sent_ms: f64,
+    /// When the last container was proven dead.
+    pub dead_ms: f64,
+    /// When the last repl was free or handed off in the store.
+    pub released_ms: f64,
+}
+
+/// One container, as its host sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Whose.
+    pub repl: ReplId,
+    /// At which epoch.
+    pub epoch: Epoch,
+    /// Its state.
+    pub state: ContainerState,
+    /// When it started, RFC 3339 UTC.
+    pub started_at: Option<String>,
+    /// Sessions joined to it now.
+    pub sessions: u32,
+    /// The host's PID of its PID 1.
+    pub pid: Option<u32>,
+}
+
+/// A host with all that it carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its name.
+    pub host: HostId,
+    /// Its registration, if it has one.
+    pub incarnation: Option<Incarnation>,
+    /// What is left until its deadline, in milliseconds.
+    pub lease_margin_ms: u64,
+    /// Whether it is draining.
+    pub draining: bool,
+    /// The process id of conman.
+    pub conman_pid: u32,
+    /// The process id of the keeper, while there is one.
+    pub keeper_pid: Option<u32>,
+    /// Its containers, by repl.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// One change on a host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum NodeEvent {
+    /// A container's state changed, or it was there when the stream began.
+    Container(ContainerStatus),
+    /// A container is gone and its repl was given up.
+    Gone {
+        /// Whose.
+        repl: ReplId,
+        /// At which epoch.
+        epoch: Epoch,
+    },
+    /// The host's draining began or ended.
+    Draining {
+        /// Which.
+        draining: bool,
+    },
+}
+
+/// A refusal as a node answers it: the reason, and who to ask instead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRefusal {
+    /// What is wrong.
+    pub refusal: Refusal,
+    /// Where the repl is now, as far as this host knows.
+    pub hint: Option<OwnerHint>,
+}
+
+/// Who owns a repl, as far as somebody knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerHint {
+    /// The owner; `None` when the repl is free.
+    pub host: Option<HostId>,
+    /// The owner's epoch, or the one that was released.
+    pub epoch: Epoch,
+}
