@@ -5,6 +5,7 @@ pub mod client;
 pub mod config;
 pub mod gateway;
 pub mod host;
+pub mod node;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;

@@ -166,6 +166,14 @@ pub fn register(me: &HostId, record: String, first_beat: String) -> Txn {
     }
 }
 
+/// Resume: a conman that comes back to its own registration says so and beats, in one.
+pub fn resume(me: &HostId, mine: Incarnation, record: String, next_beat: String) -> Txn {
+    Txn {
+        compares: vec![equals(host(me), Target::Create, mine.0)],
+        operations: vec![put(host(me), record), put(beat(me), next_beat)],
+    }
+}
+
 /// Rewrites what a host says of itself, its registration unchanged.
 pub fn update_host(me: &HostId, mine: Incarnation, record: String) -> Txn {
     Txn {
@@ -228,6 +236,21 @@ pub fn claim(repl: &ReplId, free: Free<'_>, me: &HostId, mine: Incarnation, reco
         compares,
         operations: vec![put(owner(repl), record)],
     }
+}
+
+/// Confirm: the repl is mine at this epoch, by a committed compare and not by a read that may be stale.
+/// Beats on the way, for a transaction that writes nothing is only a read.
+pub fn confirm(
+    repl: &ReplId,
+    epoch: Epoch,
+    me: &HostId,
+    mine: Incarnation,
+    next_beat: String,
+) -> Txn {
+    let mut txn = renew(me, mine, next_beat);
+    txn.compares
+        .push(equals(owner(repl), Target::Modified, epoch.0));
+    txn
 }
 
 /// Release, *after proven death*: `/r/X` at my epoch, then delete it.

@@ -5,8 +5,12 @@
 //! one (`conman::host`, `conman::gateway`), the simulator and the model checker.
 
 pub mod api;
+pub mod host;
 pub mod id;
 pub mod keys;
+pub mod lease;
+pub mod observer;
+pub mod rendezvous;
 pub mod spec;
 pub mod store;
 pub mod stuck;

@@ -43,6 +43,9 @@ pub const PATIENT: Timing = Timing {
     steal: Duration::from_millis(30_700),
 };
 
+/// How long before its deadline a host without an acknowledged renewal kills its containers itself.
+pub const FENCE_LEAD: Duration = Duration::from_millis(100);
+
 /// How many other hosts observe each host.
 pub const OBSERVERS_PER_HOST: usize = 3;
 
@@ -75,6 +78,8 @@ impl Timing {
 }
 
 const _: () = assert!(FAST.is_safe());
+// Fencing early must leave room for a late renewal.
+const _: () = assert!(FENCE_LEAD.as_millis() * 4 <= FAST.renew.as_millis());
 const _: () = assert!(PATIENT.is_safe());
 // An observer that looks less often than this would add more than it must to every failover.
 const _: () = assert!(OBSERVE_EVERY.as_millis() * 2 <= FAST.renew.as_millis());

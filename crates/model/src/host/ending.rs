@@ -1,0 +1,172 @@
+//! How a container ends, and where its repl goes: nothing is given up before death is proven.
+
+use std::time::Duration;
+
+use super::container::{After, Container, Phase, Stop, Ticket};
+use super::refusal::{fenced, not_owner};
+use super::{Effect, Host, refuse, refuse_all, stopped_all};
+use crate::id::{ContainerId, Epoch, ReplId};
+use crate::time::BootTime;
+use crate::wire::node::OwnerHint;
+
+impl Host {
+    pub(super) fn stop(
+        &mut self,
+        ticket: Ticket,
+        repl: ReplId,
+        epoch: Epoch,
+        grace: Duration,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(incarnation) = self.lease.incarnation(now) else {
+            return refuse(ticket, fenced(), out);
+        };
+        let me = self.me.clone();
+        let Some(container) = self.containers.get_mut(&repl) else {
+            let mut container = Container::new(Phase::Asking, None, now);
+            container.stopping.push(ticket);
+            container.stop = Some(Stop { grace });
+            self.containers.insert(repl.clone(), container);
+            return out.push(Effect::Ask { repl, incarnation });
+        };
+        match container.epoch {
+            Some(mine) if mine != epoch => {
+                let hint = Some(OwnerHint {
+                    host: Some(me),
+                    epoch: mine,
+                });
+                return refuse(ticket, not_owner(&repl, hint), out);
+            }
+            _ => container.stopping.push(ticket),
+        }
+        if matches!(container.after, After::HandOff(_)) {
+            container.after = After::Release;
+        }
+        if container.epoch.is_some() {
+            self.end(&ContainerId { repl, epoch }, Stop { grace }, now, out);
+        } else {
+            container.stop = Some(Stop { grace });
+        }
+    }
+
+    /// Takes a container one step nearer to its death, as fast as `stop` says or faster.
+    pub(super) fn end(
+        &mut self,
+        id: &ContainerId,
+        stop: Stop,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(container) = self.container(id) else {
+            return;
+        };
+        let kill_at = now.plus(stop.grace);
+        match container.phase {
+            Phase::Running | Phase::Destroying { .. } if stop.grace.is_zero() => {
+                container.phase = Phase::Killing;
+                out.push(Effect::Kill {
+                    ids: vec![id.clone()],
+                });
+            }
+            Phase::Running => {
+                container.phase = Phase::Destroying { kill_at };
+                out.push(Effect::Terminate { id: id.clone() });
+            }
+            Phase::Destroying { kill_at: before } => {
+                container.phase = Phase::Destroying {
+                    kill_at: before.min(kill_at),
+                };
+            }
+            Phase::Asking | Phase::Claiming | Phase::Starting => container.stop = Some(stop),
+            Phase::Killing | Phase::Releasing => return,
+        }
+        out.push(Effect::Changed {
+            repl: id.repl.clone(),
+        });
+    }
+
+    /// The container is proven dead or was never started: its repl goes where it shall.
+    pub(super) fn give_up(&mut self, id: ContainerId, now: BootTime, out: &mut Vec<Effect>) {
+        let Some(container) = self.container(&id) else {
+            return;
+        };
+        container.phase = Phase::Releasing;
+        let after = container.after.clone();
+        out.push(Effect::Changed {
+            repl: id.repl.clone(),
+        });
+        if let Some(drain) = &mut self.drain {
+            drain.died(now);
+        }
+        match after {
+            After::Release => out.push(Effect::Release { ids: vec![id] }),
+            After::HandOff(target) => out.push(Effect::HandOff {
+                moves: vec![(id, target)],
+            }),
+            After::Abandon => self.gone(&id, None, now, out),
+        }
+    }
+
+    pub(super) fn hand_off_done(
+        &mut self,
+        id: &ContainerId,
+        epoch: Option<Epoch>,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(container) = self.container(id) else {
+            return;
+        };
+        match (epoch, container.after.clone()) {
+            (Some(epoch), After::HandOff(target)) => {
+                let hint = OwnerHint {
+                    host: Some(target.host),
+                    epoch,
+                };
+                self.gone(id, Some(hint), now, out);
+            }
+            (None, After::HandOff(_)) => {
+                container.after = After::Release;
+                out.push(Effect::Release {
+                    ids: vec![id.clone()],
+                });
+            }
+            (_, After::Release | After::Abandon) => self.gone(id, None, now, out),
+        }
+    }
+
+    pub(super) fn gone(
+        &mut self,
+        id: &ContainerId,
+        hint: Option<OwnerHint>,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.container(id).is_none() {
+            return;
+        }
+        let Some(mut container) = self.containers.remove(&id.repl) else {
+            return;
+        };
+        if let Some(drain) = &mut self.drain {
+            drain.left(hint.is_some(), now);
+        }
+        let why = match (&container.after, hint) {
+            (After::Abandon, _) => fenced(),
+            (_, Some(hint)) => not_owner(&id.repl, Some(hint)),
+            (_, None) => not_owner(
+                &id.repl,
+                Some(OwnerHint {
+                    host: None,
+                    epoch: id.epoch,
+                }),
+            ),
+        };
+        refuse_all(&mut container.waiting, &why, out);
+        stopped_all(container.stopping, out);
+        out.push(Effect::Changed {
+            repl: id.repl.clone(),
+        });
+    }
+}

@@ -1,0 +1,249 @@
+//! What a host is told, and what it wants done.
+
+use std::time::Duration;
+
+use super::container::{Target, Ticket};
+use crate::api::Refusal;
+use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
+use crate::lease::{LeaseEffect, LeaseEvent};
+use crate::time::BootTime;
+use crate::wire::node::{DrainReport, NodeRefusal, OwnerHint};
+
+/// What the store said of a repl's owner, confirmed by a committed transaction where it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// This host's registration owns it at this epoch, by a *committed* compare.
+    Mine {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Somebody else does, or nobody.
+    NotMine(Option<OwnerHint>),
+    /// It could not be found out, or the claim cannot be made.
+    Failed(Refusal),
+}
+
+/// One of this host's claims as the store has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Which container it is the claim of.
+    pub id: ContainerId,
+    /// From the repl's spec.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// What a host is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A keeper is there, and this is everything that it holds.
+    Keeper {
+        /// What runs, and since when.
+        running: Vec<(ContainerId, BootTime)>,
+    },
+    /// The keeper is gone. [`Event::Dead`] comes for each of its containers.
+    KeeperLost,
+    /// News for the lease: results of its effects.
+    Lease(LeaseEvent),
+    /// The claims that the store has of this registration.
+    Claims {
+        /// Of which registration.
+        incarnation: Incarnation,
+        /// All of them.
+        claims: Vec<Claim>,
+    },
+    /// A session wants in. With an epoch, its gateway holds this host for the owner.
+    Open {
+        /// Who waits for the answer.
+        ticket: Ticket,
+        /// Which repl.
+        repl: ReplId,
+        /// The owner's epoch as the gateway knows it; `None` asks for a claim.
+        epoch: Option<Epoch>,
+    },
+    /// Another host says that it handed this repl to this one.
+    HandedOff {
+        /// Which repl.
+        repl: ReplId,
+        /// The new epoch.
+        epoch: Epoch,
+    },
+    /// The number of sessions joined to a container changed.
+    Sessions {
+        /// Which container.
+        id: ContainerId,
+        /// How many there are now.
+        count: u32,
+    },
+    /// Somebody wants the container ended.
+    Stop {
+        /// Who waits for the answer.
+        ticket: Ticket,
+        /// Which repl.
+        repl: ReplId,
+        /// At which epoch.
+        epoch: Epoch,
+        /// From SIGTERM to SIGKILL.
+        grace: Duration,
+    },
+    /// The host is to be emptied.
+    Drain {
+        /// Who waits for the report.
+        ticket: Ticket,
+        /// From SIGTERM to SIGKILL.
+        grace: Duration,
+        /// Who can take the repls over.
+        targets: Vec<Target>,
+    },
+    /// The host takes repls again.
+    Undrain,
+    /// The answer to [`Effect::Ask`].
+    Asked {
+        /// Which repl.
+        repl: ReplId,
+        /// What the store said.
+        ownership: Ownership,
+    },
+    /// The answer to [`Effect::Claim`].
+    Claimed {
+        /// Which repl.
+        repl: ReplId,
+        /// What became of it.
+        ownership: Ownership,
+    },
+    /// The container's process runs.
+    Started {
+        /// Which.
+        id: ContainerId,
+        /// From the repl's spec.
+        idle_timeout: Option<Duration>,
+    },
+    /// The container could not be started; nothing of it runs.
+    StartFailed {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The container is proven dead.
+    Dead {
+        /// Which.
+        id: ContainerId,
+    },
+    /// The repl is free in the store, or no longer this host's.
+    Released {
+        /// Which.
+        id: ContainerId,
+    },
+    /// The answer to one part of [`Effect::HandOff`].
+    HandOffDone {
+        /// Which.
+        id: ContainerId,
+        /// The target's epoch; `None` if the target has gone and the repl is still this host's.
+        epoch: Option<Epoch>,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What a host wants done. Effects of one step may be done at the same time; none waits for another.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Something for the lease. [`LeaseEffect::Fence`] never comes here: it is a `Kill`.
+    Lease(LeaseEffect),
+    /// Read all claims of this registration.
+    ReadClaims {
+        /// Of which.
+        incarnation: Incarnation,
+    },
+    /// Find out who owns the repl; confirm it by a committed transaction if it is this host.
+    Ask {
+        /// Which repl.
+        repl: ReplId,
+        /// This host's registration.
+        incarnation: Incarnation,
+    },
+    /// Claim the repl if it is free.
+    Claim {
+        /// Which repl.
+        repl: ReplId,
+        /// This host's registration.
+        incarnation: Incarnation,
+    },
+    /// Start the container.
+    Start {
+        /// Which.
+        id: ContainerId,
+    },
+    /// Send SIGTERM.
+    Terminate {
+        /// To whom.
+        id: ContainerId,
+    },
+    /// Send SIGKILL to all of these at once.
+    Kill {
+        /// To whom.
+        ids: Vec<ContainerId>,
+    },
+    /// Release these repls, proven dead, until it has worked or the lease is lost.
+    Release {
+        /// Which.
+        ids: Vec<ContainerId>,
+    },
+    /// Hand these repls, proven dead, to others, and tell them.
+    HandOff {
+        /// Which, and to whom.
+        moves: Vec<(ContainerId, Target)>,
+    },
+    /// Remove what the dead container left.
+    Cleanup {
+        /// Which.
+        id: ContainerId,
+    },
+    /// Write into the host's record whether it takes new repls.
+    SayDraining {
+        /// Whether it does not.
+        draining: bool,
+    },
+    /// Answer a caller.
+    Answer {
+        /// Whom.
+        ticket: Ticket,
+        /// With what.
+        answer: Answer,
+    },
+    /// This repl's state is new: tell those who follow.
+    Changed {
+        /// Which repl.
+        repl: ReplId,
+    },
+}
+
+/// What a caller is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// The container runs here at this epoch.
+    Opened {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Not here, or not now.
+    Refused(NodeRefusal),
+    /// It has ended, and the repl is given up.
+    Stopped,
+    /// The host is empty.
+    Drained(DrainReport),
+}
+
+/// Which of the hosts has most room; ties by rendezvous, so that repls spread.
+pub(super) fn pick_target(targets: &mut [Target], repl: &ReplId) -> Option<Target> {
+    let best = targets
+        .iter_mut()
+        .filter(|target| target.room > 0)
+        .max_by_key(|target| (target.room, weight(repl, &target.host)))?;
+    best.room -= 1;
+    Some(best.clone())
+}
+
+fn weight(repl: &ReplId, host: &HostId) -> u64 {
+    crate::rendezvous::rendezvous(repl.as_str(), host.as_str())
+}

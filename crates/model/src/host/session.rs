@@ -1,0 +1,225 @@
+//! How a session gets a container: by a claim, or by the store's word that the repl is already ours.
+
+use std::time::Duration;
+
+use super::container::{After, Container, Phase, Ticket};
+use super::refusal::{draining, fenced, no_capacity, no_keeper, not_owner};
+use super::{Answer, Effect, Host, Keeper, Ownership, answer, refuse, refuse_all, stopped_all};
+use crate::api::Refusal;
+use crate::id::{ContainerId, Epoch, ReplId};
+use crate::time::BootTime;
+use crate::wire::node::{NodeRefusal, OwnerHint};
+
+impl Host {
+    pub(super) fn open(
+        &mut self,
+        ticket: Ticket,
+        repl: ReplId,
+        epoch: Option<Epoch>,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(incarnation) = self.lease.incarnation(now) else {
+            if self.lease.is_fenced() || self.lease.deadline().is_some() {
+                refuse(ticket, fenced(), out);
+            } else {
+                self.early.push((ticket, repl, epoch));
+            }
+            return;
+        };
+        if let Some(container) = self.containers.get_mut(&repl) {
+            match (container.epoch, epoch) {
+                (Some(mine), Some(wanted)) if mine != wanted => {
+                    let hint = (mine > wanted).then(|| OwnerHint {
+                        host: Some(self.me.clone()),
+                        epoch: mine,
+                    });
+                    refuse(ticket, not_owner(&repl, hint), out);
+                }
+                (Some(mine), _)
+                    if matches!(container.phase, Phase::Running | Phase::Destroying { .. }) =>
+                {
+                    answer(ticket, Answer::Opened { epoch: mine }, out);
+                }
+                _ => container.waiting.push(ticket),
+            }
+            return;
+        }
+        if !matches!(self.keeper, Keeper::Matched) {
+            // A known owner is worth waiting for; a new repl is better off elsewhere.
+            match epoch {
+                Some(_) => self.early.push((ticket, repl, epoch)),
+                None => refuse(ticket, no_keeper(), out),
+            }
+            return;
+        }
+        let (phase, effect) = match epoch {
+            Some(_) => (
+                Phase::Asking,
+                Effect::Ask {
+                    repl: repl.clone(),
+                    incarnation,
+                },
+            ),
+            None if self.drain.is_some() => return refuse(ticket, draining(&self.me), out),
+            None if self.containers.len() >= self.capacity as usize => {
+                return refuse(ticket, no_capacity(&self.me, self.capacity), out);
+            }
+            None => (
+                Phase::Claiming,
+                Effect::Claim {
+                    repl: repl.clone(),
+                    incarnation,
+                },
+            ),
+        };
+        let mut container = Container::new(phase, None, now);
+        container.waiting.push(ticket);
+        self.containers.insert(repl, container);
+        out.push(effect);
+    }
+
+    pub(super) fn handed_off(
+        &mut self,
+        repl: ReplId,
+        _epoch: Epoch,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        // A message may be late by any time: only the store says whether the repl is still ours.
+        let Some(incarnation) = self.lease.incarnation(now) else {
+            return;
+        };
+        if self.keeper == Keeper::Matched && !self.containers.contains_key(&repl) {
+            let container = Container::new(Phase::Asking, None, now);
+            self.containers.insert(repl.clone(), container);
+            out.push(Effect::Ask { repl, incarnation });
+        }
+    }
+
+    pub(super) fn asked(
+        &mut self,
+        repl: ReplId,
+        ownership: Ownership,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.phase(&repl) == Some(Phase::Asking) {
+            self.owned_or_not(repl, ownership, now, out);
+        }
+    }
+
+    pub(super) fn claimed(
+        &mut self,
+        repl: ReplId,
+        ownership: Ownership,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.phase(&repl) == Some(Phase::Claiming) {
+            self.owned_or_not(repl, ownership, now, out);
+        } else if let Ownership::Mine { epoch } = ownership {
+            // The wish is gone, the claim came through: it was never started, so it may be released.
+            if !self.containers.contains_key(&repl) && self.lease.incarnation(now).is_some() {
+                let container = Container::new(Phase::Releasing, Some(epoch), now);
+                self.containers.insert(repl.clone(), container);
+                out.push(Effect::Release {
+                    ids: vec![ContainerId { repl, epoch }],
+                });
+            }
+        }
+    }
+
+    pub(super) fn owned_or_not(
+        &mut self,
+        repl: ReplId,
+        ownership: Ownership,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        let epoch = match ownership {
+            Ownership::Mine { epoch } => epoch,
+            Ownership::NotMine(hint) => return self.drop_wish(&repl, &not_owner(&repl, hint), out),
+            Ownership::Failed(refusal) => {
+                let refusal = NodeRefusal {
+                    refusal,
+                    hint: None,
+                };
+                return self.drop_wish(&repl, &refusal, out);
+            }
+        };
+        let target = self.drain.as_mut().map(|drain| drain.target(&repl));
+        let Some(container) = self.containers.get_mut(&repl) else {
+            return;
+        };
+        container.epoch = Some(epoch);
+        let id = ContainerId {
+            repl: repl.clone(),
+            epoch,
+        };
+        if let Some(after) = target {
+            container.after = after;
+        }
+        if container.stop.is_some() || container.after != After::Release {
+            return self.give_up(id, now, out);
+        }
+        container.phase = Phase::Starting;
+        out.push(Effect::Changed { repl });
+        out.push(Effect::Start { id });
+    }
+
+    pub(super) fn drop_wish(&mut self, repl: &ReplId, why: &NodeRefusal, out: &mut Vec<Effect>) {
+        if let Some(mut container) = self.containers.remove(repl) {
+            refuse_all(&mut container.waiting, why, out);
+            stopped_all(container.stopping, out);
+        }
+    }
+
+    pub(super) fn started(
+        &mut self,
+        id: ContainerId,
+        idle_timeout: Option<Duration>,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(container) = self.container(&id) else {
+            // Nobody wants it: it must not live.
+            out.push(Effect::Kill { ids: vec![id] });
+            return;
+        };
+        if container.phase != Phase::Starting {
+            return;
+        }
+        container.phase = Phase::Running;
+        container.started = Some(now);
+        container.idle_timeout = idle_timeout;
+        container.idle_since = now;
+        match container.stop.take() {
+            Some(stop) => self.end(&id, stop, now, out),
+            None => {
+                for ticket in std::mem::take(&mut container.waiting) {
+                    answer(ticket, Answer::Opened { epoch: id.epoch }, out);
+                }
+            }
+        }
+        out.push(Effect::Changed { repl: id.repl });
+    }
+
+    pub(super) fn start_failed(
+        &mut self,
+        id: &ContainerId,
+        refusal: Refusal,
+        now: BootTime,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(container) = self.container(id) {
+            let why = NodeRefusal {
+                refusal,
+                hint: None,
+            };
+            refuse_all(&mut container.waiting, &why, out);
+            out.push(Effect::Cleanup { id: id.clone() });
+            self.give_up(id.clone(), now, out);
+        }
+    }
+}
