@@ -5,6 +5,13 @@
 //!
 //! Implementations: `sqlite` (embedded, shared by the processes of one machine), `memory` (tests and the
 //! simulator, can be told to misbehave). All pass `contract`.
+//!
+//! A transaction that changes nothing (no operation, or deletes of absent keys only) is committed at the
+//! revision that the store already has, as in etcd.
+
+#[cfg(test)]
+mod contract;
+pub mod memory;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -32,4 +39,18 @@ pub trait Store: Send + Sync + 'static {
         prefix: &str,
         from: Revision,
     ) -> BoxStream<'static, Result<Vec<Change>, StoreError>>;
+}
+
+/// What every implementation checks before it looks at a transaction: that no key is written twice.
+fn check_txn(txn: &Txn) -> Result<(), StoreError> {
+    let mut written = std::collections::HashSet::new();
+    for operation in &txn.operations {
+        let (Operation::Put { key, .. } | Operation::Delete { key }) = operation;
+        if !written.insert(key) {
+            return Err(StoreError::Fatal(format!(
+                "a transaction writes the key {key:?} twice"
+            )));
+        }
+    }
+    Ok(())
 }
