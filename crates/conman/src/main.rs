@@ -1,1 +1,3 @@
+//! The `conman` binary: see `conman --help`.
+
 fn main() {}
