@@ -12,6 +12,10 @@
 //!
 //! The trait names no implementation. All of them pass `contract`.
 
+pub mod fake;
+mod ready;
+mod refusal;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +27,18 @@ use model::spec::Spec;
 use model::time::BootTime;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+
+use self::refusal::{
+    command_not_found, exec_timeout, image_not_found, keeper_gone, not_listening, not_running,
+    still_alive,
+};
+
+/// Now on CLOCK_BOOTTIME, the clock of every deadline given to [`Runtime::arm`].
+pub fn boot_now() -> BootTime {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // The kernel's uptime is never negative.
+    BootTime(now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs())
+}
 
 /// One container to start.
 #[derive(Debug, Clone)]
