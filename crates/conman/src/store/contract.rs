@@ -10,6 +10,7 @@ use futures_util::stream::{BoxStream, StreamExt};
 use model::id::Revision;
 
 use super::memory::Memory;
+use super::sqlite::Sqlite;
 use super::*;
 
 /// One store under test.
@@ -34,8 +35,27 @@ fn memory() -> Fixture {
     }
 }
 
+fn sqlite() -> Fixture {
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("store.db");
+    let near = Sqlite::open(&path).unwrap();
+    let compacted = near.clone();
+    Fixture {
+        near: Arc::new(near),
+        far: Arc::new(Sqlite::open(&path).unwrap()),
+        compact: Box::new(move |oldest| {
+            let store = compacted.clone();
+            Box::pin(async move { store.compact(oldest).await.unwrap() })
+        }),
+        _files: Some(files),
+    }
+}
+
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test] async fn $rule() { super::$rule(super::sqlite()).await; })*
+        }
         mod on_memory {
             $(#[tokio::test] async fn $rule() { super::$rule(super::memory()).await; })*
         }

@@ -12,6 +12,7 @@
 #[cfg(test)]
 mod contract;
 pub mod memory;
+pub mod sqlite;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
