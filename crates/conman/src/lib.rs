@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod config;
+pub mod fd;
 pub mod gateway;
 pub mod host;
 pub mod node;

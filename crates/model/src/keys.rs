@@ -215,9 +215,20 @@ pub fn freedom(owner: Option<&Owner>, host_create: Revision) -> Option<Free<'_>>
     }
 }
 
-/// Claim: `/r/X` as read, my registration stands, X free, and its spec still there; then put `/r/X`.
-pub fn claim(repl: &ReplId, free: Free<'_>, me: &HostId, mine: Incarnation, record: String) -> Txn {
-    let mut compares = vec![equals(host(me), Target::Create, mine.0)];
+/// Claim: `/r/X` as read, my registration stands (the first compare), X free, and its spec not deleted
+/// since it was read; then put `/r/X`.
+pub fn claim(
+    repl: &ReplId,
+    free: Free<'_>,
+    spec_create: Revision,
+    me: &HostId,
+    mine: Incarnation,
+    record: String,
+) -> Txn {
+    let mut compares = vec![
+        equals(host(me), Target::Create, mine.0),
+        equals(spec(repl), Target::Create, spec_create.0),
+    ];
     match free {
         Free::Absent => compares.push(equals(owner(repl), Target::Modified, 0)),
         Free::Orphan {

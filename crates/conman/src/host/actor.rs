@@ -1,0 +1,365 @@
+//! The one task that owns the host's state machine.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use model::api::{ContainerState, Refusal, RefusalCode};
+use model::host::container::{Target, Ticket};
+use model::host::{Answer, Effect, Event, Host};
+use model::id::{ContainerId, Epoch, Incarnation, ReplId};
+use model::time::BootTime;
+use model::wire::node::{ContainerStatus, HandedOff, HostStatus, NodeEvent, NodeRefusal};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::effects::Effects;
+use super::live::LiveMap;
+use super::{Config, HostMetrics};
+use crate::clock;
+use crate::runtime::{Runtime, RuntimeEvent};
+use crate::store::Store;
+
+/// How many changes a slow follower of the events may lag before it is sent everything anew.
+const EVENTS_BUFFERED_MAX: usize = 1024;
+
+/// What the actor is sent.
+pub(super) enum Input {
+    /// An event of the model.
+    Event(Event),
+    /// A caller's event, with where its answer goes.
+    Call(Ticket, oneshot::Sender<Answer>, Event),
+    /// A session joined or left.
+    Session { id: ContainerId, joined: bool },
+    /// Somebody asks for everything.
+    Status(oneshot::Sender<HostStatus>),
+}
+
+/// The way to the actor. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) inputs: mpsc::UnboundedSender<Input>,
+    next_ticket: Arc<AtomicU64>,
+    pub(super) live: Arc<LiveMap>,
+    pub(super) events: broadcast::Sender<NodeEvent>,
+    /// The registration while it is held: what effects check before they try again.
+    pub(super) incarnation: watch::Receiver<Option<Incarnation>>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    pub(super) fn send(&self, event: Event) {
+        // The actor ends only with the process.
+        let _ = self.inputs.send(Input::Event(event));
+    }
+
+    async fn call(&self, event: impl FnOnce(Ticket) -> Event) -> Answer {
+        let ticket = Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed));
+        let (answer, answered) = oneshot::channel();
+        let _ = self.inputs.send(Input::Call(ticket, answer, event(ticket)));
+        answered.await.unwrap_or_else(|_| {
+            Answer::Refused(NodeRefusal {
+                refusal: Refusal::new(RefusalCode::Internal, "the host is stopping"),
+                hint: None,
+            })
+        })
+    }
+
+    pub(super) async fn open(&self, repl: ReplId, epoch: Option<Epoch>) -> Answer {
+        self.call(|ticket| Event::Open {
+            ticket,
+            repl,
+            epoch,
+        })
+        .await
+    }
+
+    pub(super) async fn stop(&self, repl: ReplId, epoch: Epoch, grace: Duration) -> Answer {
+        self.call(|ticket| Event::Stop {
+            ticket,
+            repl,
+            epoch,
+            grace,
+        })
+        .await
+    }
+
+    pub(super) async fn drain(&self, grace: Duration, targets: Vec<Target>) -> Answer {
+        self.call(|ticket| Event::Drain {
+            ticket,
+            grace,
+            targets,
+        })
+        .await
+    }
+
+    pub(super) fn handed_off(&self, message: HandedOff) {
+        for (repl, epoch) in message.repls {
+            self.send(Event::HandedOff { repl, epoch });
+        }
+    }
+
+    pub(super) async fn status(&self) -> Option<HostStatus> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.inputs.send(Input::Status(answer));
+        answered.await.ok()
+    }
+}
+
+/// When each step of a container's end happened.
+#[derive(Debug, Clone, Copy, Default)]
+struct End {
+    killed: Option<BootTime>,
+    dead: Option<BootTime>,
+}
+
+pub(super) struct Actor {
+    host: Host,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    handle: Handle,
+    incarnation: watch::Sender<Option<Incarnation>>,
+    effects: Effects,
+    callers: HashMap<Ticket, oneshot::Sender<Answer>>,
+    sessions: HashMap<ContainerId, u32>,
+    ends: HashMap<ContainerId, End>,
+    /// The container whose state was last announced, by repl.
+    announced: HashMap<ReplId, ContainerId>,
+    keeper_pid: Option<u32>,
+    metrics: Arc<HostMetrics>,
+}
+
+pub(super) fn new(
+    config: Config,
+    store: Arc<dyn Store>,
+    runtime: Arc<dyn Runtime>,
+    metrics: Arc<HostMetrics>,
+) -> (Handle, Actor) {
+    let (sender, inputs) = mpsc::unbounded_channel();
+    let (incarnation, incarnation_receiver) = watch::channel(None);
+    let handle = Handle {
+        inputs: sender,
+        next_ticket: Arc::default(),
+        live: Arc::default(),
+        events: broadcast::channel(EVENTS_BUFFERED_MAX).0,
+        incarnation: incarnation_receiver,
+    };
+    let actor = Actor {
+        host: Host::new(config.host.clone(), config.capacity, config.timing),
+        inputs,
+        effects: Effects::new(config, store, runtime, handle.clone(), metrics.clone()),
+        handle: handle.clone(),
+        incarnation,
+        callers: HashMap::new(),
+        sessions: HashMap::new(),
+        ends: HashMap::new(),
+        announced: HashMap::new(),
+        keeper_pid: None,
+        metrics,
+    };
+    (handle, actor)
+}
+
+impl Actor {
+    pub(super) async fn run(mut self, mut runtime: mpsc::UnboundedReceiver<RuntimeEvent>) {
+        loop {
+            let wakeup = self.host.wakeup();
+            tokio::select! {
+                // Deadlines first, whatever else is waiting.
+                biased;
+                () = until(wakeup) => self.step(Event::Tick),
+                event = runtime.recv() => match event {
+                    Some(event) => self.runtime_event(event),
+                    None => return,
+                },
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.input(input),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn runtime_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Dead { id, exit } => {
+                tracing::info!(repl = %id.repl, epoch = id.epoch.0, ?exit, "container proven dead");
+                let now = clock::boottime();
+                let end = self.ends.entry(id.clone()).or_default();
+                end.dead = Some(now);
+                if let Some(killed) = end.killed {
+                    self.metrics
+                        .kill(super::metrics::KillPhase::Dead, now.since(killed));
+                }
+                self.handle.live.remove(&id);
+                self.step(Event::Dead { id });
+            }
+            RuntimeEvent::KeeperLost => {
+                tracing::warn!("the keeper is gone, and with it every container of this host");
+                self.keeper_pid = None;
+                self.step(Event::KeeperLost);
+            }
+            RuntimeEvent::KeeperConnected { pid } => {
+                tracing::info!(keeper_pid = pid, "a keeper is there");
+                self.keeper_pid = Some(pid);
+                self.effects.adopt();
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => self.step(event),
+            Input::Call(ticket, answer, event) => {
+                self.callers.insert(ticket, answer);
+                self.step(event);
+            }
+            Input::Session { id, joined } => {
+                let count = self.sessions.entry(id.clone()).or_insert(0);
+                *count = if joined {
+                    *count + 1
+                } else {
+                    count.saturating_sub(1)
+                };
+                let count = *count;
+                if count == 0 {
+                    self.sessions.remove(&id);
+                }
+                self.step(Event::Sessions { id, count });
+            }
+            Input::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let now = clock::boottime();
+        let fenced_before = self.host.lease().is_fenced();
+        let effects = self.host.step(event, now);
+        if self.host.lease().is_fenced() && !fenced_before {
+            tracing::warn!("the lease is lost: every container of this host is being killed");
+            self.metrics.fences.inc();
+        }
+        let incarnation = self.host.lease().incarnation(now);
+        self.incarnation.send_if_modified(|known| {
+            let changed = *known != incarnation;
+            *known = incarnation;
+            changed
+        });
+        for effect in effects {
+            self.perform(effect, now);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, now: BootTime) {
+        match effect {
+            Effect::Answer { ticket, answer } => {
+                if let Some(caller) = self.callers.remove(&ticket) {
+                    // A caller that has gone away needs no answer.
+                    let _ = caller.send(answer);
+                }
+            }
+            Effect::Changed { repl } => self.announce(repl, now),
+            Effect::Kill { ids } => {
+                for id in &ids {
+                    self.ends.entry(id.clone()).or_default().killed = Some(now);
+                    if let Some(live) = self.handle.live.get(id) {
+                        live.killed.cancel();
+                    }
+                }
+                self.effects.kill(ids);
+            }
+            other => self.effects.perform(other),
+        }
+    }
+
+    fn announce(&mut self, repl: ReplId, now: BootTime) {
+        let status = self.container_status(&repl);
+        let event = match status {
+            Some(status) => {
+                let id = ContainerId {
+                    repl: repl.clone(),
+                    epoch: status.epoch,
+                };
+                self.announced.insert(repl, id);
+                NodeEvent::Container(status)
+            }
+            None => {
+                let Some(id) = self.announced.remove(&repl) else {
+                    return;
+                };
+                if let Some(end) = self.ends.remove(&id)
+                    && let Some(dead) = end.dead
+                {
+                    self.metrics
+                        .kill(super::metrics::KillPhase::Released, now.since(dead));
+                }
+                NodeEvent::Gone {
+                    repl: id.repl,
+                    epoch: id.epoch,
+                }
+            }
+        };
+        self.metrics.count_states(
+            self.host
+                .containers()
+                .values()
+                .filter_map(|container| container.state()),
+        );
+        // Nobody may be following.
+        let _ = self.handle.events.send(event);
+    }
+
+    fn container_status(&self, repl: &ReplId) -> Option<ContainerStatus> {
+        let container = self.host.containers().get(repl)?;
+        let (state, epoch) = (container.state()?, container.epoch?);
+        let id = ContainerId {
+            repl: repl.clone(),
+            epoch,
+        };
+        let live = self
+            .handle
+            .live
+            .get(&id)
+            .filter(|_| state != ContainerState::Starting);
+        Some(ContainerStatus {
+            repl: repl.clone(),
+            epoch,
+            state,
+            started_at: live.as_ref().map(|live| live.started_at.clone()),
+            sessions: container.sessions,
+            pid: live.map(|live| live.running.pid),
+        })
+    }
+
+    fn status(&self) -> HostStatus {
+        let now = clock::boottime();
+        let margin = self.host.lease().margin(now);
+        HostStatus {
+            host: self.host.id().clone(),
+            incarnation: self.host.lease().incarnation(now),
+            lease_margin_ms: u64::try_from(margin.as_millis()).unwrap_or(u64::MAX),
+            draining: self.host.is_draining(),
+            conman_pid: std::process::id(),
+            keeper_pid: self.keeper_pid,
+            containers: self
+                .host
+                .containers()
+                .keys()
+                .filter_map(|repl| self.container_status(repl))
+                .collect(),
+        }
+    }
+}
+
+async fn until(wakeup: Option<BootTime>) {
+    match wakeup {
+        Some(at) => tokio::time::sleep(at.since(clock::boottime())).await,
+        None => std::future::pending().await,
+    }
+}

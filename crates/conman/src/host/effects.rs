@@ -1,0 +1,352 @@
+//! The effects of the host's machine, each a task of its own that reports back as an event.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use model::api::{Refusal, RefusalCode};
+use model::host::container::Target;
+use model::host::{Claim, Effect, Event};
+use model::id::{ContainerId, Epoch, HostId, Incarnation};
+use model::keys::{self, HostState};
+use model::lease::{LeaseEffect, LeaseEvent};
+use model::spec::Spec;
+use model::store::{StoreError, TxnOutcome};
+use model::wire::node::HandedOff;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::live::Live;
+use super::metrics::{HostMetrics, Lateness};
+use super::ownership::{self, Me};
+use super::{Config, Handle};
+use crate::clock;
+use crate::runtime::{Running, Runtime, StartRequest};
+use crate::store::Store;
+
+/// How long to wait before a store that failed is asked again: its clients all come back at once.
+const STORE_RETRY: Duration = Duration::from_millis(200);
+
+/// Carries out effects. Cheap to clone into tasks.
+#[derive(Clone)]
+pub(super) struct Effects {
+    config: Config,
+    store: Arc<dyn Store>,
+    runtime: Arc<dyn Runtime>,
+    handle: Handle,
+    metrics: Arc<HostMetrics>,
+    me: Arc<Me>,
+    moved: mpsc::UnboundedSender<(HostId, ContainerId)>,
+}
+
+impl Effects {
+    pub(super) fn new(
+        config: Config,
+        store: Arc<dyn Store>,
+        runtime: Arc<dyn Runtime>,
+        handle: Handle,
+        metrics: Arc<HostMetrics>,
+    ) -> Self {
+        let (moved, moves) = mpsc::unbounded_channel();
+        tokio::spawn(tell_targets(store.clone(), moves));
+        Self {
+            me: Arc::new(Me::new(config.host.clone())),
+            config,
+            store,
+            runtime,
+            handle,
+            metrics,
+            moved,
+        }
+    }
+
+    pub(super) fn perform(&self, effect: Effect) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            match effect {
+                Effect::Lease(LeaseEffect::Join) => this.join().await,
+                Effect::Lease(LeaseEffect::Renew { incarnation }) => this.renew(incarnation).await,
+                Effect::Lease(LeaseEffect::Arm { deadline }) => {
+                    if let Err(refusal) = this.runtime.arm(deadline).await {
+                        // Without a keeper there is nothing that the deadline could be for.
+                        tracing::debug!(%refusal, "arm the keeper");
+                    }
+                }
+                Effect::ReadClaims { incarnation } => this.read_claims(incarnation).await,
+                Effect::Ask { repl, incarnation } => {
+                    let ownership = this.me.ask(&*this.store, &repl, incarnation).await;
+                    this.handle.send(Event::Asked { repl, ownership });
+                }
+                Effect::Claim { repl, incarnation } => {
+                    let ownership = this.me.claim(&*this.store, &repl, incarnation).await;
+                    this.handle.send(Event::Claimed { repl, ownership });
+                }
+                Effect::Start { id } => this.start(id).await,
+                Effect::Terminate { id } => {
+                    if let Err(refusal) = this.runtime.terminate(&id).await {
+                        tracing::info!(repl = %id.repl, %refusal, "terminate");
+                    }
+                }
+                Effect::Release { ids } => {
+                    let releases = ids.into_iter().map(|id| this.release(id));
+                    futures_util::future::join_all(releases).await;
+                }
+                Effect::HandOff { moves } => {
+                    let moves = moves
+                        .into_iter()
+                        .map(|(id, target)| this.hand_off(id, target));
+                    futures_util::future::join_all(moves).await;
+                }
+                Effect::Cleanup { id } => {
+                    if let Err(refusal) = this.runtime.cleanup(&id).await {
+                        tracing::warn!(repl = %id.repl, epoch = id.epoch.0, %refusal, "clean up");
+                    }
+                }
+                Effect::SayDraining { draining } => this.say_draining(draining).await,
+                // The actor's own.
+                Effect::Lease(LeaseEffect::Fence { .. })
+                | Effect::Kill { .. }
+                | Effect::Answer { .. }
+                | Effect::Changed { .. } => {}
+            }
+        });
+    }
+
+    /// Kills everything in one call of the runtime.
+    pub(super) fn kill(&self, ids: Vec<ContainerId>) {
+        let runtime = self.runtime.clone();
+        tokio::spawn(async move {
+            if let Err(refusal) = runtime.kill(&ids).await {
+                tracing::warn!(count = ids.len(), %refusal, "kill");
+            }
+        });
+    }
+
+    /// Asks a keeper that has just come what it holds.
+    pub(super) fn adopt(&self) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let found = match this.runtime.adopt().await {
+                Ok(found) => found,
+                // It went again: the next one that comes is asked.
+                Err(refusal) => return tracing::info!(%refusal, "adopt"),
+            };
+            let mut running = vec![];
+            for container in found {
+                running.push((container.id.clone(), container.started));
+                if this.handle.live.get(&container.id).is_none() {
+                    match this.spec(&container.id).await {
+                        Ok(spec) => this.insert_live(container, spec),
+                        // Its repl is deleted: it has no claim either, and is killed for that.
+                        Err(refusal) => {
+                            tracing::info!(repl = %container.id.repl, %refusal, "adopt")
+                        }
+                    }
+                }
+            }
+            this.handle.send(Event::Keeper { running });
+        });
+    }
+
+    fn insert_live(&self, running: Running, spec: Spec) {
+        self.handle.live.insert(Live {
+            running,
+            spec,
+            since: Instant::now(),
+            started_at: jiff::Timestamp::now().to_string(),
+            killed: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            ready: false.into(),
+            shell: tokio::sync::Mutex::default(),
+        });
+    }
+
+    async fn spec(&self, id: &ContainerId) -> Result<Spec, Refusal> {
+        ownership::read_spec(&*self.store, &id.repl)
+            .await
+            .map(|(spec, _)| spec)
+    }
+
+    async fn start(&self, id: ContainerId) {
+        let began = Instant::now();
+        let started = async {
+            let spec = self.spec(&id).await?;
+            let request = StartRequest {
+                id: id.clone(),
+                spec: spec.clone(),
+            };
+            Ok::<_, Refusal>((self.runtime.start(request).await?, spec))
+        };
+        match started.await {
+            Ok((running, spec)) => {
+                self.metrics.started(began.elapsed());
+                let idle_timeout = spec.idle_timeout();
+                tracing::info!(repl = %id.repl, epoch = id.epoch.0, pid = running.pid, "container started");
+                self.insert_live(running, spec);
+                self.handle.send(Event::Started { id, idle_timeout });
+            }
+            Err(refusal) => {
+                tracing::info!(repl = %id.repl, epoch = id.epoch.0, code = %refusal.code, %refusal, "start failed");
+                self.handle.send(Event::StartFailed { id, refusal });
+            }
+        }
+    }
+
+    async fn join(&self) {
+        let joined = self.me.join(&*self.store, &self.config).await;
+        let event = match joined {
+            Ok((incarnation, sent)) => {
+                tracing::info!(incarnation = incarnation.0, "registered");
+                LeaseEvent::Joined { incarnation, sent }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "register");
+                tokio::time::sleep(STORE_RETRY).await;
+                LeaseEvent::JoinFailed
+            }
+        };
+        self.handle.send(Event::Lease(event));
+    }
+
+    async fn renew(&self, incarnation: Incarnation) {
+        let sent = clock::boottime();
+        let txn = keys::renew(&self.config.host, incarnation, self.me.next_beat());
+        // An answer after the deadline is worth nothing, and a hung one must not stop the next.
+        let patience = self.config.timing.hold / 3;
+        let event = match tokio::time::timeout(patience, self.store.txn(txn)).await {
+            Ok(Ok(TxnOutcome::Committed(_))) => {
+                let spent = clock::boottime().since(sent);
+                let margin = self.config.timing.hold.saturating_sub(spent);
+                self.metrics.renewed(Lateness { spent, margin });
+                LeaseEvent::RenewAcked { sent }
+            }
+            Ok(Ok(TxnOutcome::Rejected { .. })) => LeaseEvent::RenewRejected,
+            Ok(Err(error)) => {
+                self.metrics.renewals_failed.inc();
+                tracing::info!(%error, "renew");
+                LeaseEvent::RenewFailed
+            }
+            Err(_) => {
+                self.metrics.renewals_failed.inc();
+                tracing::info!("renew: no answer in time");
+                LeaseEvent::RenewFailed
+            }
+        };
+        self.handle.send(Event::Lease(event));
+    }
+
+    fn still_holds(&self, incarnation: Incarnation) -> bool {
+        *self.handle.incarnation.borrow() == Some(incarnation)
+    }
+
+    async fn read_claims(&self, incarnation: Incarnation) {
+        while self.still_holds(incarnation) {
+            match self.me.claims(&*self.store, incarnation).await {
+                Ok(owned) => {
+                    let mut claims = vec![];
+                    for id in owned {
+                        let idle_timeout = self.spec(&id).await.ok().and_then(|s| s.idle_timeout());
+                        claims.push(Claim { id, idle_timeout });
+                    }
+                    return self.handle.send(Event::Claims {
+                        incarnation,
+                        claims,
+                    });
+                }
+                Err(error) => {
+                    tracing::info!(%error, "read the claims");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn release(&self, id: ContainerId) {
+        // The compare is on the epoch, which no other claim shares: to repeat it is safe.
+        let incarnation = *self.handle.incarnation.borrow();
+        loop {
+            match self.store.txn(keys::release(&id.repl, id.epoch)).await {
+                Ok(TxnOutcome::Committed(_)) => break,
+                // Committed before without an answer, or stolen with the registration.
+                Ok(TxnOutcome::Rejected { .. }) => break,
+                Err(error) => tracing::info!(repl = %id.repl, %error, "release"),
+            }
+            if incarnation.is_none_or(|incarnation| !self.still_holds(incarnation)) {
+                break;
+            }
+            tokio::time::sleep(STORE_RETRY).await;
+        }
+        self.handle.send(Event::Released { id });
+    }
+
+    async fn hand_off(&self, id: ContainerId, target: Target) {
+        let epoch = self.me.hand_off(&*self.store, &id, &target).await;
+        if let Some(epoch) = epoch {
+            let moved = ContainerId {
+                repl: id.repl.clone(),
+                epoch,
+            };
+            // The receiver lives as long as this.
+            let _ = self.moved.send((target.host, moved));
+        }
+        self.handle.send(Event::HandOffDone { id, epoch });
+    }
+
+    async fn say_draining(&self, draining: bool) {
+        let state = if draining {
+            HostState::Draining
+        } else {
+            HostState::Active
+        };
+        let Some(incarnation) = *self.handle.incarnation.borrow() else {
+            return;
+        };
+        while self.still_holds(incarnation) {
+            let txn = self.me.update(&self.config, state, incarnation);
+            match self.store.txn(txn).await {
+                Ok(_) => break,
+                Err(StoreError::Fatal(why)) => return tracing::warn!(why, "say draining"),
+                Err(error) => {
+                    tracing::info!(%error, "say draining");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+            }
+        }
+        let _ = self
+            .handle
+            .events
+            .send(model::wire::node::NodeEvent::Draining { draining });
+    }
+}
+
+/// Tells targets what they were given, as many repls in one message as have gathered. A lost message costs
+/// time, not safety: the next session finds the owner in the store.
+async fn tell_targets(
+    store: Arc<dyn Store>,
+    mut moves: mpsc::UnboundedReceiver<(HostId, ContainerId)>,
+) {
+    while let Some((target, first)) = moves.recv().await {
+        let mut messages: Vec<(HostId, Vec<(_, Epoch)>)> =
+            vec![(target, vec![(first.repl, first.epoch)])];
+        while let Ok((target, id)) = moves.try_recv() {
+            let entry = (id.repl, id.epoch);
+            match messages.iter_mut().find(|(host, _)| *host == target) {
+                Some((_, repls)) => repls.push(entry),
+                None => messages.push((target, vec![entry])),
+            }
+        }
+        for (target, repls) in messages {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let message = HandedOff { repls };
+                if let Err(error) = super::session::tell(&*store, &target, &message).await {
+                    tracing::info!(%target, %error, "tell of the hand-off");
+                }
+            });
+        }
+    }
+}
+
+/// A refusal for a store that failed.
+pub(super) fn store_refusal(error: &StoreError) -> Refusal {
+    Refusal::new(RefusalCode::StoreUnavailable, error.to_string())
+}

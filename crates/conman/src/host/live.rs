@@ -1,0 +1,73 @@
+//! What sessions need to know of the containers that run: shared with the actor, which alone changes it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use model::id::ContainerId;
+use model::spec::Spec;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::shell::SharedShell;
+use crate::runtime::Running;
+
+/// One container that runs.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) running: Running,
+    pub(super) spec: Spec,
+    /// When conman saw it run: what its port's readiness is measured from.
+    pub(super) since: Instant,
+    /// RFC 3339 UTC, for people.
+    pub(super) started_at: String,
+    /// Cancelled when the platform kills it: what is told apart from its own end.
+    pub(super) killed: CancellationToken,
+    /// Cancelled when it is proven dead.
+    pub(super) gone: CancellationToken,
+    /// Whether its port has accepted a connection: from then on, a refusal is the user's own.
+    pub(super) ready: AtomicBool,
+    /// The one terminal that everyone shares.
+    pub(super) shell: tokio::sync::Mutex<Option<SharedShell>>,
+}
+
+/// All containers that run on this host.
+#[derive(Debug, Default)]
+pub(super) struct LiveMap {
+    map: Mutex<BTreeMap<ContainerId, std::sync::Arc<Live>>>,
+    /// The number of containers, for the load that sessions' answers carry.
+    pub(super) count: watch::Sender<usize>,
+}
+
+impl LiveMap {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ContainerId, std::sync::Arc<Live>>> {
+        // The map is whole after every statement under the lock, so a panic elsewhere leaves it usable.
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn insert(&self, live: Live) {
+        let mut map = self.lock();
+        map.insert(live.running.id.clone(), std::sync::Arc::new(live));
+        self.count.send_replace(map.len());
+    }
+
+    pub(super) fn get(&self, id: &ContainerId) -> Option<std::sync::Arc<Live>> {
+        self.lock().get(id).cloned()
+    }
+
+    pub(super) fn of_repl(&self, repl: &model::id::ReplId) -> Option<std::sync::Arc<Live>> {
+        self.lock()
+            .values()
+            .rfind(|live| live.running.id.repl == *repl)
+            .cloned()
+    }
+
+    pub(super) fn remove(&self, id: &ContainerId) {
+        let mut map = self.lock();
+        if let Some(live) = map.remove(id) {
+            live.gone.cancel();
+        }
+        self.count.send_replace(map.len());
+    }
+}

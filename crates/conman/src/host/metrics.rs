@@ -1,0 +1,192 @@
+//! What a host measures of itself.
+
+use std::time::Duration;
+
+use model::api::ContainerState;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// A part of a container's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum KillPhase {
+    /// From the sending of the signal to proven death.
+    Dead,
+    /// From proven death to the repl's release or hand-off.
+    Released,
+}
+
+/// A part of a drain, each measured from the notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum DrainPhase {
+    /// Until the last signal was sent.
+    Sent,
+    /// Until the last container was proven dead.
+    Dead,
+    /// Until the last repl was released or handed off.
+    Released,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum State {
+    Starting,
+    Running,
+    Destroying,
+    Killing,
+    Releasing,
+}
+
+const STATES: [(State, ContainerState); 5] = [
+    (State::Starting, ContainerState::Starting),
+    (State::Running, ContainerState::Running),
+    (State::Destroying, ContainerState::Destroying),
+    (State::Killing, ContainerState::Killing),
+    (State::Releasing, ContainerState::Releasing),
+];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: State,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KillLabel {
+    phase: KillPhase,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DrainLabel {
+    phase: DrainPhase,
+}
+
+/// How a renewal went.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lateness {
+    /// From sending to acknowledgement.
+    pub(super) spent: Duration,
+    /// What was left until the new deadline when it was acknowledged.
+    pub(super) margin: Duration,
+}
+
+/// A host's metrics.
+#[derive(Debug)]
+pub struct HostMetrics {
+    containers: Family<StateLabel, Gauge>,
+    start_seconds: Histogram,
+    kill_seconds: Family<KillLabel, Histogram>,
+    drain_seconds: Family<DrainLabel, Histogram>,
+    renew_seconds: Histogram,
+    margin_seconds: Histogram,
+    pub(super) renewals_failed: Counter,
+    pub(super) fences: Counter,
+    pub(super) thefts: Counter,
+}
+
+fn fine_seconds() -> Histogram {
+    Histogram::new([
+        0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+    ])
+}
+
+impl HostMetrics {
+    /// Makes the metrics known to a registry.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            containers: Family::default(),
+            start_seconds: fine_seconds(),
+            kill_seconds: Family::new_with_constructor(fine_seconds),
+            drain_seconds: Family::new_with_constructor(fine_seconds),
+            renew_seconds: fine_seconds(),
+            margin_seconds: Histogram::new([
+                0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 2.8, 2.9, 3.0, 10.0, 30.0,
+            ]),
+            renewals_failed: Counter::default(),
+            fences: Counter::default(),
+            thefts: Counter::default(),
+        };
+        registry.register(
+            "conman_containers",
+            "Containers on this host by state",
+            metrics.containers.clone(),
+        );
+        registry.register(
+            "conman_container_start_seconds",
+            "Time from the committed claim to the running process",
+            metrics.start_seconds.clone(),
+        );
+        registry.register(
+            "conman_container_kill_seconds",
+            "Time of each part of a container's end: signal to proven death, death to release",
+            metrics.kill_seconds.clone(),
+        );
+        registry.register(
+            "conman_drain_seconds",
+            "Time from the notice of a drain to the end of each phase",
+            metrics.drain_seconds.clone(),
+        );
+        registry.register(
+            "conman_lease_renew_seconds",
+            "Time from the sending of a renewal to its acknowledgement",
+            metrics.renew_seconds.clone(),
+        );
+        registry.register(
+            "conman_lease_margin_seconds",
+            "Time left until the deadline when a renewal was acknowledged",
+            metrics.margin_seconds.clone(),
+        );
+        registry.register(
+            "conman_lease_renewals_failed",
+            "Renewals without an answer in time",
+            metrics.renewals_failed.clone(),
+        );
+        registry.register(
+            "conman_lease_fences",
+            "Times this host lost its lease and killed everything",
+            metrics.fences.clone(),
+        );
+        registry.register(
+            "conman_host_thefts",
+            "Registrations of silent hosts that this host ended",
+            metrics.thefts.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn count_states(&self, states: impl Iterator<Item = ContainerState>) {
+        let mut counts = [0_i64; STATES.len()];
+        for state in states {
+            if let Some(index) = STATES.iter().position(|(_, other)| *other == state) {
+                counts[index] += 1;
+            }
+        }
+        for ((state, _), count) in STATES.into_iter().zip(counts) {
+            self.containers
+                .get_or_create(&StateLabel { state })
+                .set(count);
+        }
+    }
+
+    pub(super) fn started(&self, spent: Duration) {
+        self.start_seconds.observe(spent.as_secs_f64());
+    }
+
+    pub(super) fn kill(&self, phase: KillPhase, spent: Duration) {
+        self.kill_seconds
+            .get_or_create(&KillLabel { phase })
+            .observe(spent.as_secs_f64());
+    }
+
+    pub(super) fn drained(&self, phase: DrainPhase, milliseconds: f64) {
+        self.drain_seconds
+            .get_or_create(&DrainLabel { phase })
+            .observe(milliseconds / 1e3);
+    }
+
+    pub(super) fn renewed(&self, lateness: Lateness) {
+        self.renew_seconds.observe(lateness.spent.as_secs_f64());
+        self.margin_seconds.observe(lateness.margin.as_secs_f64());
+    }
+}

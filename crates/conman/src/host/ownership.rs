@@ -1,0 +1,326 @@
+//! The transactions of the protocol, as one host sends them.
+//!
+//! What is read may be stale: a read only chooses which compare-and-swap to try. Whether a repl is ours is
+//! answered by a *committed* transaction alone.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use model::api::{Refusal, RefusalCode};
+use model::host::Ownership;
+use model::host::container::Target;
+use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId, Revision};
+use model::keys::{self, HostRecord, HostState, Owner, OwnerRecord};
+use model::spec::Spec;
+use model::store::{KeyValue, StoreError, Txn, TxnOutcome};
+use model::time::BootTime;
+use model::wire::node::OwnerHint;
+
+use super::Config;
+use super::effects::store_refusal;
+use crate::clock;
+use crate::store::Store;
+
+/// How often a claim is tried anew after somebody else moved in between.
+const CLAIM_TRIES_MAX: usize = 8;
+
+/// This host, as it speaks to the store.
+pub(super) struct Me {
+    host: HostId,
+    beat: AtomicU64,
+    process: AtomicU32,
+}
+
+impl Me {
+    pub(super) fn new(host: HostId) -> Self {
+        Self {
+            host,
+            beat: AtomicU64::new(0),
+            process: AtomicU32::new(0),
+        }
+    }
+
+    /// A beat's value is for people: its mod revision is what observers compare.
+    pub(super) fn next_beat(&self) -> String {
+        self.beat.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    /// Registers, or resumes the registration that is there. The time is that of the sending.
+    pub(super) async fn join(
+        &self,
+        store: &dyn Store,
+        config: &Config,
+    ) -> Result<(Incarnation, BootTime), StoreError> {
+        let registered = store.get(&keys::host(&self.host)).await?;
+        let before = registered
+            .as_ref()
+            .and_then(|item| decode::<HostRecord>(&item.value));
+        self.process.store(
+            before.map_or(1, |record| record.process + 1),
+            Ordering::Relaxed,
+        );
+        let record = self.record(config, HostState::Active);
+        let sent = clock::boottime();
+        let (txn, mine) = match &registered {
+            Some(item) => {
+                let mine = Incarnation(item.create.0);
+                let txn = keys::resume(&self.host, mine, record, self.next_beat());
+                (txn, Some(mine))
+            }
+            None => (keys::register(&self.host, record, self.next_beat()), None),
+        };
+        match store.txn(txn).await? {
+            TxnOutcome::Committed(revision) => Ok((mine.unwrap_or(Incarnation(revision.0)), sent)),
+            TxnOutcome::Rejected { .. } => Err(StoreError::Unavailable(
+                "the registration changed while it was being resumed".to_owned(),
+            )),
+        }
+    }
+
+    pub(super) fn update(&self, config: &Config, state: HostState, mine: Incarnation) -> Txn {
+        keys::update_host(&self.host, mine, self.record(config, state))
+    }
+
+    fn record(&self, config: &Config, state: HostState) -> String {
+        encode(&HostRecord {
+            address: config.address.to_string(),
+            boot_id: config.boot_id.clone(),
+            state,
+            capacity: config.capacity,
+            process: self.process.load(Ordering::Relaxed),
+        })
+    }
+
+    /// All claims of this registration.
+    pub(super) async fn claims(
+        &self,
+        store: &dyn Store,
+        mine: Incarnation,
+    ) -> Result<Vec<ContainerId>, StoreError> {
+        let range = store.range(keys::OWNERS).await?;
+        Ok(range
+            .items
+            .iter()
+            .filter_map(|item| keys::read_owner(item, decode).ok())
+            .filter(|owner| self.is_mine(owner, mine))
+            .map(|owner| ContainerId {
+                repl: owner.repl,
+                epoch: owner.epoch,
+            })
+            .collect())
+    }
+
+    fn is_mine(&self, owner: &Owner, mine: Incarnation) -> bool {
+        owner.record.host == self.host && owner.record.incarnation == mine
+    }
+
+    /// Who owns the repl; confirmed by a committed compare if it is this host.
+    pub(super) async fn ask(
+        &self,
+        store: &dyn Store,
+        repl: &ReplId,
+        mine: Incarnation,
+    ) -> Ownership {
+        match self.try_ask(store, repl, mine).await {
+            Ok(ownership) => ownership,
+            Err(error) => Ownership::Failed(store_refusal(&error)),
+        }
+    }
+
+    async fn try_ask(
+        &self,
+        store: &dyn Store,
+        repl: &ReplId,
+        mine: Incarnation,
+    ) -> Result<Ownership, StoreError> {
+        let Some(owner) = read_owner(store, repl).await? else {
+            return Ok(Ownership::NotMine(None));
+        };
+        if self.is_mine(&owner, mine) {
+            return self.confirm(store, &owner, mine).await;
+        }
+        let create = read_create(store, &keys::host(&owner.record.host)).await?;
+        let is_free = keys::freedom(Some(&owner), create).is_some();
+        Ok(Ownership::NotMine(Some(OwnerHint {
+            host: (!is_free).then_some(owner.record.host),
+            epoch: owner.epoch,
+        })))
+    }
+
+    async fn confirm(
+        &self,
+        store: &dyn Store,
+        owner: &Owner,
+        mine: Incarnation,
+    ) -> Result<Ownership, StoreError> {
+        let txn = keys::confirm(&owner.repl, owner.epoch, &self.host, mine, self.next_beat());
+        Ok(match store.txn(txn).await? {
+            TxnOutcome::Committed(_) => Ownership::Mine { epoch: owner.epoch },
+            TxnOutcome::Rejected { .. } => Ownership::NotMine(None),
+        })
+    }
+
+    /// Claims the repl if it is free.
+    pub(super) async fn claim(
+        &self,
+        store: &dyn Store,
+        repl: &ReplId,
+        mine: Incarnation,
+    ) -> Ownership {
+        for _ in 0..CLAIM_TRIES_MAX {
+            match self.try_claim(store, repl, mine).await {
+                Ok(Some(ownership)) => return ownership,
+                Ok(None) => {}
+                Err(refusal) => return Ownership::Failed(refusal),
+            }
+        }
+        Ownership::Failed(Refusal::new(
+            RefusalCode::StoreUnavailable,
+            format!("{repl} changed hands {CLAIM_TRIES_MAX} times while it was being claimed"),
+        ))
+    }
+
+    /// One try; `None` when somebody else moved in between, or it is not known what happened.
+    async fn try_claim(
+        &self,
+        store: &dyn Store,
+        repl: &ReplId,
+        mine: Incarnation,
+    ) -> Result<Option<Ownership>, Refusal> {
+        let (_, spec_create) = read_spec(store, repl).await?;
+        let failed = |error| store_refusal(&error);
+        let owner = read_owner(store, repl).await.map_err(failed)?;
+        let host_create = match &owner {
+            Some(owner) => read_create(store, &keys::host(&owner.record.host))
+                .await
+                .map_err(failed)?,
+            None => Revision::ABSENT,
+        };
+        let free = match (keys::freedom(owner.as_ref(), host_create), &owner) {
+            (Some(free), _) => free,
+            (None, Some(owner)) if self.is_mine(owner, mine) => {
+                let ownership = self.confirm(store, owner, mine).await.map_err(failed)?;
+                return Ok(matches!(ownership, Ownership::Mine { .. }).then_some(ownership));
+            }
+            (None, owner) => {
+                return Ok(Some(Ownership::NotMine(owner.as_ref().map(|owner| {
+                    OwnerHint {
+                        host: Some(owner.record.host.clone()),
+                        epoch: owner.epoch,
+                    }
+                }))));
+            }
+        };
+        let record = encode(&OwnerRecord {
+            host: self.host.clone(),
+            incarnation: mine,
+            nonce: nonce(),
+        });
+        let txn = keys::claim(repl, free, spec_create, &self.host, mine, record);
+        match store.txn(txn).await {
+            Ok(TxnOutcome::Committed(revision)) => Ok(Some(Ownership::Mine {
+                epoch: Epoch(revision.0),
+            })),
+            Ok(TxnOutcome::Rejected { current }) => {
+                // The first compare is this host's registration: without it nothing can be claimed.
+                let registered = current.first().and_then(Option::as_ref);
+                if registered.is_none_or(|item| item.create.0 != mine.0) {
+                    return Err(Refusal::new(
+                        RefusalCode::Fenced,
+                        format!("{} is no longer registered", self.host),
+                    ));
+                }
+                Ok(None)
+            }
+            // The next try reads what became of it.
+            Err(StoreError::Ambiguous(_)) => Ok(None),
+            Err(error) => Err(store_refusal(&error)),
+        }
+    }
+
+    /// Hands the repl, proven dead, to the target; `None` when the repl is still here or is nobody's.
+    pub(super) async fn hand_off(
+        &self,
+        store: &dyn Store,
+        id: &ContainerId,
+        target: &Target,
+    ) -> Option<Epoch> {
+        let record = OwnerRecord {
+            host: target.host.clone(),
+            incarnation: target.incarnation,
+            nonce: nonce(),
+        };
+        let txn = keys::hand_off(
+            &id.repl,
+            id.epoch,
+            &target.host,
+            target.incarnation,
+            encode(&record),
+        );
+        match store.txn(txn).await {
+            Ok(TxnOutcome::Committed(revision)) => Some(Epoch(revision.0)),
+            Ok(TxnOutcome::Rejected { .. }) => None,
+            Err(error) => {
+                tracing::info!(repl = %id.repl, %error, "hand off");
+                // It may have been committed all the same: then the record is ours by its nonce.
+                let owner = read_owner(store, &id.repl).await.ok()??;
+                (owner.record == record).then_some(owner.epoch)
+            }
+        }
+    }
+}
+
+async fn read_owner(store: &dyn Store, repl: &ReplId) -> Result<Option<Owner>, StoreError> {
+    let Some(item) = store.get(&keys::owner(repl)).await? else {
+        return Ok(None);
+    };
+    keys::read_owner(&item, decode)
+        .map(Some)
+        .map_err(|foreign| StoreError::Fatal(foreign.to_string()))
+}
+
+async fn read_create(store: &dyn Store, key: &str) -> Result<Revision, StoreError> {
+    let item = store.get(key).await?;
+    Ok(item.map_or(Revision::ABSENT, |item| item.create))
+}
+
+/// A repl's spec, and the revision at which it was created.
+pub(super) async fn read_spec(
+    store: &dyn Store,
+    repl: &ReplId,
+) -> Result<(Spec, Revision), Refusal> {
+    let item: Option<KeyValue> = store
+        .get(&keys::spec(repl))
+        .await
+        .map_err(|error| store_refusal(&error))?;
+    let item = item.ok_or_else(|| {
+        Refusal::new(
+            RefusalCode::UnknownRepl,
+            format!("there is no repl {repl:?}", repl = repl.as_str()),
+        )
+    })?;
+    let spec = decode(&item.value).ok_or_else(|| {
+        let message = format!("the stored spec of {repl} cannot be read");
+        Refusal::new(RefusalCode::Internal, message)
+    })?;
+    Ok((spec, item.create))
+}
+
+/// Reads a value of the store; `None` if it is not of this shape.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(value: &str) -> Option<T> {
+    serde_json::from_str(value).ok()
+}
+
+fn encode(record: &impl serde::Serialize) -> String {
+    // Records are plain structs of strings and numbers: there is nothing in them that JSON cannot say.
+    serde_json::to_string(record).unwrap_or_default()
+}
+
+/// Tells two claims of one host apart.
+fn nonce() -> u64 {
+    let mut bytes = [0; 8];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(8) => u64::from_ne_bytes(bytes),
+        // The kernel gives 8 bytes whole once it is up; a clock reading is as unique on one host.
+        _ => clock::boottime().0,
+    }
+}

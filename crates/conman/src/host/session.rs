@@ -1,0 +1,158 @@
+//! A session's way from the node API to a container's port, and the words between hosts.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use model::api::{Refusal, RefusalCode};
+use model::id::{ContainerId, HostId};
+use model::keys::{self, HostRecord};
+use model::timing::PORT_READY_MAX;
+use model::wire::node::HandedOff;
+use tokio::net::TcpStream;
+
+use super::Handle;
+use super::actor::Input;
+use super::live::Live;
+use super::ownership::decode;
+use crate::node::Address;
+use crate::runtime::Runtime;
+use crate::store::Store;
+
+/// Counts as a session of a container for as long as it lives.
+pub(super) struct Joined {
+    handle: Handle,
+    id: ContainerId,
+}
+
+impl Joined {
+    pub(super) fn new(handle: &Handle, id: ContainerId) -> Self {
+        let joined = Self {
+            handle: handle.clone(),
+            id,
+        };
+        joined.send(true);
+        joined
+    }
+
+    fn send(&self, joined: bool) {
+        // The actor ends only with the process.
+        let _ = self.handle.inputs.send(Input::Session {
+            id: self.id.clone(),
+            joined,
+        });
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.send(false);
+    }
+}
+
+/// Connects to a port of a container that may only just be starting.
+///
+/// The kernel gives no event when somebody begins to listen, so a container's first connection is tried
+/// again, at growing distances, until it is accepted, the container dies, or `PORT_READY_MAX` after
+/// its start has passed. Once it has accepted one, a refusal is the user's own answer.
+pub(super) async fn dial(
+    runtime: &dyn Runtime,
+    live: &Live,
+    port: u16,
+    wait: Duration,
+) -> Result<TcpStream, Refusal> {
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(500);
+    loop {
+        let refusal = match runtime.dial(&live.running.id, port).await {
+            Ok(stream) => {
+                live.ready.store(true, Ordering::Relaxed);
+                return Ok(stream);
+            }
+            Err(refusal) => refusal,
+        };
+        if live.gone.is_cancelled() {
+            return Err(ended(live));
+        }
+        let may_become_ready = refusal.code == RefusalCode::PortNotListening
+            && !live.ready.load(Ordering::Relaxed)
+            && live.since.elapsed() < PORT_READY_MAX
+            && began.elapsed() < wait;
+        if !may_become_ready {
+            return Err(refusal);
+        }
+        tokio::select! {
+            () = live.gone.cancelled() => return Err(ended(live)),
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// What a session is told whose container ended before it could be joined: whose doing it was.
+fn ended(live: &Live) -> Refusal {
+    let repl = &live.running.id.repl;
+    if live.killed.is_cancelled() {
+        Refusal::new(RefusalCode::NotOwner, format!("{repl} has moved"))
+    } else {
+        Refusal::new(
+            RefusalCode::ExitedAtOnce,
+            format!("the program of {repl} ended before its port accepted a connection"),
+        )
+    }
+}
+
+/// Carries a session's bytes both ways until both sides have ended.
+pub(super) async fn carry(upgrade: OnUpgrade, mut container: TcpStream, joined: Joined) {
+    match upgrade.await {
+        Ok(upgraded) => {
+            let mut session = TokioIo::new(upgraded);
+            // How a session ends is the business of its two ends; here it only ends.
+            let _ = tokio::io::copy_bidirectional(&mut session, &mut container).await;
+        }
+        Err(error) => tracing::debug!(%error, "a gateway went away before its session began"),
+    }
+    drop(joined);
+}
+
+/// Tells a host which repls it was given.
+pub(super) async fn tell(
+    store: &dyn Store,
+    target: &HostId,
+    message: &HandedOff,
+) -> anyhow::Result<()> {
+    let item = store
+        .get(&keys::host(target))
+        .await?
+        .context("find the target, which is no longer registered")?;
+    let record: HostRecord = decode(&item.value).context("read the target's record")?;
+    let address: Address = record.address.parse()?;
+    let stream = address.connect().await.context("connect")?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post("/node/v1/handed-off")
+        .header(http::header::HOST, target.as_str())
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(serde_json::to_vec(message)?)))?;
+    let answer = sender.send_request(request).await?;
+    anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
+    drop(sender);
+    connection.await??;
+    Ok(())
+}
+
+/// The container that an answer spoke of, if it still runs.
+pub(super) fn find(handle: &Handle, id: &ContainerId) -> Result<Arc<Live>, Refusal> {
+    handle.live.get(id).ok_or_else(|| {
+        Refusal::new(
+            RefusalCode::NotOwner,
+            format!("the container of {} has just ended", id.repl),
+        )
+    })
+}
