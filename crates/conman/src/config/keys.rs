@@ -1,0 +1,110 @@
+//! The list of all keys: each once, as a field of the file and as a flag with its variable.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{LogFormat, Profile, RuntimeKind};
+
+macro_rules! keys {
+    ($($(#[$group_doc:meta])* $group:ident {
+        $($(#[$doc:meta])* $key:ident: $type:ty = $variable:literal, $value:literal;)*
+    })*) => {
+        $(
+            $(#[$group_doc])*
+            #[derive(Debug, Clone, Default, clap::Args)]
+            pub struct $group {
+                $($(#[$doc])* #[arg(long, env = $variable, value_name = $value)] pub $key: Option<$type>,)*
+            }
+
+            impl $group {
+                /// These, and where one is absent the file's.
+                pub fn or(self, file: &File) -> Self {
+                    Self { $($key: self.$key.or_else(|| file.$key.clone()),)* }
+                }
+            }
+        )*
+    };
+}
+
+macro_rules! file {
+    ($($key:ident: $type:ty,)*) => {
+        /// Everything that the file may say. One file serves every command: each takes its own keys.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        #[allow(missing_docs)] // Each is documented where it is a flag.
+        pub struct File {
+            $(pub $key: Option<$type>,)*
+        }
+
+        /// The names of all keys.
+        pub(super) const ALL: &[&str] = &[$(stringify!($key)),*];
+    };
+}
+
+file! {
+    state: PathBuf,
+    store: PathBuf,
+    workspaces: PathBuf,
+    runtime: RuntimeKind,
+    profile: Profile,
+    host_capacity: i64,
+    witness: PathBuf,
+    session_log: PathBuf,
+    log: String,
+    log_format: LogFormat,
+    hosts: i64,
+    listen: String,
+    restart: bool,
+    host: String,
+    host_address: String,
+    keeper_socket: PathBuf,
+}
+
+keys! {
+    /// The keys of every server.
+    CommonKeys {
+        /// Where everything of this machine is kept [default: conman in the XDG state directory]
+        state: PathBuf = "CONMAN_STATE", "DIR";
+        /// The store's SQLite file [default: store.db in the state directory]
+        store: PathBuf = "CONMAN_STORE", "FILE";
+        /// Where the repls' workspaces are [default: workspaces in the state directory]
+        workspaces: PathBuf = "CONMAN_WORKSPACES", "DIR";
+        /// What makes containers; process has no isolation at all, and needs no root [default: native]
+        runtime: RuntimeKind = "CONMAN_RUNTIME", "KIND";
+        /// The lease timings, the same on every host of a fleet [default: fast]
+        profile: Profile = "CONMAN_PROFILE", "NAME";
+        /// How many containers a host carries at the most [default: 200]
+        host_capacity: i64 = "CONMAN_HOST_CAPACITY", "N";
+        /// For tests and drills: where containers leave a witness of their lives
+        witness: PathBuf = "CONMAN_WITNESS", "DIR";
+        /// Where each attempt to reach a repl is logged [default: sessions.ndjson in the state directory]
+        session_log: PathBuf = "CONMAN_SESSION_LOG", "FILE";
+        /// What is logged, as in info or conman::host=debug [default: info]
+        log: String = "CONMAN_LOG", "FILTER";
+        /// How log lines look [default: text]
+        log_format: LogFormat = "CONMAN_LOG_FORMAT", "FORMAT";
+    }
+
+    /// The keys of a fleet on one machine.
+    UpKeys {
+        /// How many hosts [default: 3]
+        hosts: i64 = "CONMAN_HOSTS", "N";
+        /// Where the gateway listens; port 0 takes a free one [default: 127.0.0.1:8080]
+        listen: String = "CONMAN_LISTEN", "ADDRESS";
+        /// Whether processes that end are started again [default: true]
+        restart: bool = "CONMAN_RESTART", "BOOL";
+    }
+
+    /// The keys of one node.
+    NodeKeys {
+        /// The host's name; without it the node is no host
+        host: String = "CONMAN_HOST", "NAME";
+        /// Where the host serves the node API: unix:/path or tcp:host:port [default: a socket in the state directory]
+        host_address: String = "CONMAN_HOST_ADDRESS", "ADDRESS";
+        /// Where the host's keeper listens [default: a socket in the state directory]
+        keeper_socket: PathBuf = "CONMAN_KEEPER_SOCKET", "PATH";
+        /// Where the gateway listens; without it the node is no gateway
+        listen: String = "CONMAN_LISTEN", "ADDRESS";
+    }
+}

@@ -1,0 +1,495 @@
+//! Configuration: one TOML file, every key of which is also a flag and an environment variable.
+//!
+//! ```text
+//! flag ─or─ CONMAN_… ─or─ file ─or─ default   ──►   Common, Up, Node: checked once, at the start
+//! ```
+//!
+//! The key `host_capacity` of the file is the flag `--host-capacity` and the variable
+//! `CONMAN_HOST_CAPACITY`. What is wrong is said by its key, wherever it came from; a key that does not
+//! exist is wrong too, in the file and among the variables.
+
+mod keys;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::ParseIntError;
+use std::path::{Path, PathBuf};
+
+use model::id::{HostId, NameError};
+use model::timing::{FAST, PATIENT, Timing};
+use serde::Deserialize;
+
+pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
+use crate::node::{Address, BadAddress};
+
+/// What makes containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// Namespaces, overlayfs, cgroups; needs root.
+    #[default]
+    Native,
+    /// Plain processes without any isolation.
+    Process,
+}
+
+impl RuntimeKind {
+    /// As it is written in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            RuntimeKind::Native => "native",
+            RuntimeKind::Process => "process",
+        }
+    }
+}
+
+/// The lease timings, by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// A lost host's repls are free after three and a half seconds.
+    #[default]
+    Fast,
+    /// Lives through half a minute without the store.
+    Patient,
+}
+
+impl Profile {
+    /// As it is written in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Profile::Fast => "fast",
+            Profile::Patient => "patient",
+        }
+    }
+
+    /// The timings themselves.
+    pub const fn timing(self) -> Timing {
+        match self {
+            Profile::Fast => FAST,
+            Profile::Patient => PATIENT,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// As it is written in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("config: read {}: {source}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has an unknown key, or a value of the wrong type: the text says where.
+    #[error("config: {}: {source}", path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// What and where.
+        source: Box<toml::de::Error>,
+    },
+    /// A key's value cannot work.
+    #[error("{key}: {reason} (set by --{}, {}, or {key} in the file)", key.replace('_', "-"), variable(key))]
+    BadValue {
+        /// Which key.
+        key: &'static str,
+        /// What would work.
+        reason: String,
+    },
+    /// A variable that looks like one of ours and is none.
+    #[error("{0}: there is no such key; `conman up --help` lists them")]
+    UnknownVariable(String),
+}
+
+fn variable(key: &str) -> String {
+    format!("CONMAN_{}", key.to_uppercase())
+}
+
+fn bad(key: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::BadValue {
+        key,
+        reason: reason.into(),
+    }
+}
+
+impl File {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no TOML, or has a key that does not exist or a value of a wrong type.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Malformed {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// Refuses variables that begin with `CONMAN_` and are no key: a misspelt one must not be silently
+/// without effect.
+///
+/// # Errors
+/// [`ConfigError::UnknownVariable`], with the first.
+pub fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    // Not keys, but ours: the file itself, the API's address, and what the tests say to themselves.
+    let known = |name: &str| {
+        matches!(name, "CONMAN_CONFIG" | "CONMAN_URL")
+            || name.starts_with("CONMAN_TEST_")
+            || keys::ALL.iter().any(|key| variable(key) == name)
+    };
+    match names
+        .filter(|name| name.starts_with("CONMAN_"))
+        .find(|name| !known(name))
+    {
+        Some(name) => Err(ConfigError::UnknownVariable(name)),
+        None => Ok(()),
+    }
+}
+
+/// What every server needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Common {
+    /// Where everything of this machine is kept, absolute.
+    pub state: PathBuf,
+    /// The store's file.
+    pub store: PathBuf,
+    /// Where the repls' workspaces are, absolute.
+    pub workspaces: PathBuf,
+    /// What makes containers.
+    pub runtime: RuntimeKind,
+    /// The lease timings.
+    pub profile: Profile,
+    /// How many containers each host carries at the most.
+    pub host_capacity: u32,
+    /// Where containers leave a witness of their lives.
+    pub witness: Option<PathBuf>,
+    /// Where the gateway writes a line for every attempt.
+    pub session_log: PathBuf,
+    /// What is logged.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// A fleet on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Up {
+    /// What all of its processes need.
+    pub common: Common,
+    /// How many hosts.
+    pub hosts: u16,
+    /// Where the gateway listens.
+    pub listen: SocketAddr,
+    /// Whether processes that end are started again.
+    pub restart: bool,
+}
+
+/// One node: a host, a gateway, or both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What every node needs.
+    pub common: Common,
+    /// The host's role, if it has it.
+    pub host: Option<Host>,
+    /// Where the gateway listens, if it has that role.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The host's role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name.
+    pub name: HostId,
+    /// Where it serves the node API.
+    pub address: Address,
+    /// Where its keeper listens.
+    pub keeper_socket: PathBuf,
+}
+
+/// The gateway's address when nothing is said.
+pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+
+/// The longest path of a Unix socket: `sun_path`, less its final NUL.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Where the variables and directories come from that are nobody's key.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// `XDG_STATE_HOME`.
+    pub xdg_state_home: Option<PathBuf>,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub fn of_process() -> Self {
+        let directory = |name| std::env::var_os(name).map(PathBuf::from);
+        Self {
+            xdg_state_home: directory("XDG_STATE_HOME"),
+            home: directory("HOME"),
+        }
+    }
+
+    /// By the XDG rules a relative path counts as none.
+    fn state(&self) -> Option<PathBuf> {
+        let absolute = |path: &&PathBuf| path.is_absolute();
+        let base = self
+            .xdg_state_home
+            .as_ref()
+            .filter(absolute)
+            .cloned()
+            .or_else(|| {
+                self.home
+                    .as_ref()
+                    .filter(absolute)
+                    .map(|home| home.join(".local/state"))
+            })?;
+        Some(base.join("conman"))
+    }
+}
+
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path).map_err(|error| bad(key, error.to_string()))
+}
+
+fn between(key: &'static str, value: i64, least: u32, most: u32) -> Result<u32, ConfigError> {
+    match u32::try_from(value) {
+        Ok(value) if (least..=most).contains(&value) => Ok(value),
+        _ => Err(bad(key, format!("must be {least} to {most}, not {value}"))),
+    }
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|_| {
+        bad(
+            "listen",
+            format!("{text:?} is not an IP address with a port, as in 127.0.0.1:8080"),
+        )
+    })
+}
+
+impl Common {
+    /// Checks the keys and fills in the defaults.
+    ///
+    /// # Errors
+    /// The first key that cannot work.
+    pub fn resolve(
+        keys: CommonKeys,
+        file: &File,
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let keys = keys.or(file);
+        let state = match keys.state {
+            Some(path) => absolute("state", path)?,
+            None => surroundings
+                .state()
+                .ok_or_else(|| bad("state", "must be given where there is no HOME"))?,
+        };
+        let below = |key, path: Option<PathBuf>, name: &str| match path {
+            Some(path) => absolute(key, path),
+            None => Ok(state.join(name)),
+        };
+        let witness = keys
+            .witness
+            .map(|path| absolute("witness", path))
+            .transpose()?;
+        let log = keys.log.unwrap_or_else(|| "info".into());
+        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
+            return Err(bad("log", format!("{log:?} is no filter: {error}")));
+        }
+        Ok(Self {
+            store: below("store", keys.store, "store.db")?,
+            workspaces: below("workspaces", keys.workspaces, "workspaces")?,
+            session_log: below("session_log", keys.session_log, "sessions.ndjson")?,
+            state,
+            runtime: keys.runtime.unwrap_or_default(),
+            profile: keys.profile.unwrap_or_default(),
+            host_capacity: between(
+                "host_capacity",
+                keys.host_capacity.unwrap_or(200),
+                1,
+                100_000,
+            )?,
+            witness,
+            log,
+            log_format: keys.log_format.unwrap_or_default(),
+        })
+    }
+
+    /// Where the processes of this machine find each other.
+    pub fn sockets(&self) -> PathBuf {
+        self.state.join("sockets")
+    }
+
+    /// The socket of a host's node API.
+    pub fn host_socket(&self, host: &HostId) -> PathBuf {
+        self.sockets().join(format!("{host}.node"))
+    }
+
+    /// The socket of a host's keeper.
+    pub fn keeper_socket(&self, host: &HostId) -> PathBuf {
+        self.sockets().join(format!("{host}.keeper"))
+    }
+
+    fn check_sockets(&self, host: &HostId) -> Result<(), ConfigError> {
+        let longest = self.keeper_socket(host).as_os_str().len();
+        if longest <= SOCKET_PATH_BYTES_MAX {
+            return Ok(());
+        }
+        Err(bad(
+            "state",
+            format!(
+                "{} is too long a path by {} bytes: the Unix sockets below it would not work",
+                self.state.display(),
+                longest - SOCKET_PATH_BYTES_MAX
+            ),
+        ))
+    }
+}
+
+/// The name of the host with this number, from 1, in a fleet on one machine.
+pub fn host_name(number: u32) -> HostId {
+    let name = format!("host-{number}");
+    // Letters, a hyphen and digits, at most 15 of them: always a name.
+    name.parse()
+        .unwrap_or_else(|error: NameError| unreachable!("{name}: {error}"))
+}
+
+impl Up {
+    /// Checks the keys and fills in the defaults.
+    ///
+    /// # Errors
+    /// The first key that cannot work.
+    pub fn resolve(
+        keys: UpKeys,
+        common: CommonKeys,
+        file: &File,
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let keys = keys.or(file);
+        let common = Common::resolve(common, file, surroundings)?;
+        common.check_sockets(&host_name(u32::MAX))?;
+        let hosts = between("hosts", keys.hosts.unwrap_or(3), 1, 64)?;
+        Ok(Self {
+            common,
+            // At most 64.
+            hosts: hosts as u16,
+            listen: keys.listen.as_deref().map_or(Ok(LISTEN), listen_address)?,
+            restart: keys.restart.unwrap_or(true),
+        })
+    }
+}
+
+impl Node {
+    /// Checks the keys and fills in the defaults.
+    ///
+    /// # Errors
+    /// The first key that cannot work.
+    pub fn resolve(
+        keys: NodeKeys,
+        common: CommonKeys,
+        file: &File,
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let keys = keys.or(file);
+        let common = Common::resolve(common, file, surroundings)?;
+        let listen = keys.listen.as_deref().map(listen_address).transpose()?;
+        let host = match keys.host {
+            Some(name) => Some(Host::resolve(
+                &name,
+                keys.host_address,
+                keys.keeper_socket,
+                &common,
+            )?),
+            None => None,
+        };
+        if host.is_none() && listen.is_none() {
+            return Err(bad("host", "a node needs host, listen, or both"));
+        }
+        Ok(Self {
+            common,
+            host,
+            listen,
+        })
+    }
+}
+
+impl Host {
+    fn resolve(
+        name: &str,
+        address: Option<String>,
+        keeper_socket: Option<PathBuf>,
+        common: &Common,
+    ) -> Result<Self, ConfigError> {
+        let name: HostId = name
+            .parse()
+            .map_err(|error: NameError| bad("host", error.to_string()))?;
+        let address = match address {
+            Some(text) => text
+                .parse()
+                .map_err(|error: BadAddress| bad("host_address", error.to_string()))?,
+            None => {
+                common.check_sockets(&name)?;
+                Address::Unix(common.host_socket(&name))
+            }
+        };
+        let keeper_socket = match keeper_socket {
+            Some(path) => absolute("keeper_socket", path)?,
+            None => common.keeper_socket(&name),
+        };
+        Ok(Self {
+            name,
+            address,
+            keeper_socket,
+        })
+    }
+}
+
+/// A size as people write it: a number of bytes, or with K, M, G (powers of 1024).
+///
+/// # Errors
+/// A sentence that says what would work.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: Result<u64, ParseIntError> = digits.parse();
+    number
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text:?} is not a number of bytes, as in 512M"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+use clap::Parser;
+
+use super::*;
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        xdg_state_home: None,
+        home: Some("/home/ann".into()),
+    }
+}
+
+fn up(keys: UpKeys, common: CommonKeys, file: &str) -> Result<Up, String> {
+    let file: File = toml::from_str(file).map_err(|error| error.to_string())?;
+    Up::resolve(keys, common, &file, &surroundings()).map_err(|error| error.to_string())
+}
+
+fn up_from(file: &str) -> Result<Up, String> {
+    up(UpKeys::default(), CommonKeys::default(), file)
+}
+
+#[test]
+fn the_defaults_are_a_fleet_of_three() {
+    let up = up_from("").unwrap();
+    assert_eq!((up.hosts, up.listen, up.restart), (3, LISTEN, true));
+    assert_eq!(up.common.state, Path::new("/home/ann/.local/state/conman"));
+    assert_eq!(up.common.store, up.common.state.join("store.db"));
+    assert_eq!(up.common.runtime, RuntimeKind::Native);
+    assert!(up.common.profile.timing().is_safe());
+}
+
+#[test]
+fn a_flag_wins_over_the_file() {
+    let keys = UpKeys {
+        hosts: Some(5),
+        ..UpKeys::default()
+    };
+    let file = "hosts = 7\nlisten = '127.0.0.1:0'\nruntime = 'process'\nprofile = 'patient'";
+    let up = up(keys, CommonKeys::default(), file).unwrap();
+    assert_eq!((up.hosts, up.listen.port()), (5, 0));
+    assert_eq!(up.common.runtime, RuntimeKind::Process);
+    assert_eq!(up.common.profile, Profile::Patient);
+}
+
+#[test]
+fn what_is_wrong_is_named_by_its_key() {
+    for (file, expected) in [
+        (
+            "hosts = 0",
+            "hosts: must be 1 to 64, not 0 (set by --hosts, CONMAN_HOSTS, or hosts in the file)",
+        ),
+        (
+            "host_capacity = -1",
+            "host_capacity: must be 1 to 100000, not -1 (set by --host-capacity, CONMAN_HOST_CAPACITY, or host_capacity in the file)",
+        ),
+        (
+            "listen = 'here'",
+            "listen: \"here\" is not an IP address with a port",
+        ),
+        ("log = 'conman=loud'", "log: \"conman=loud\" is no filter"),
+        ("hsots = 3", "unknown field `hsots`"),
+        ("hosts = 'three'", "hosts = 'three'"),
+        (
+            "runtime = 'docker'",
+            "unknown variant `docker`, expected `native` or `process`",
+        ),
+    ] {
+        let error = up_from(file).unwrap_err();
+        assert!(error.contains(expected), "{file}: {error}");
+    }
+}
+
+#[test]
+fn a_state_directory_too_deep_for_sockets_is_refused() {
+    let error = up_from(&format!("state = '/{}'", "d".repeat(100))).unwrap_err();
+    assert!(error.contains("too long a path"), "{error}");
+}
+
+#[test]
+fn without_a_home_the_state_must_be_given() {
+    let none = Surroundings {
+        xdg_state_home: Some("relative".into()),
+        home: None,
+    };
+    let resolve = |keys| Common::resolve(keys, &File::default(), &none);
+    let error = resolve(CommonKeys::default()).unwrap_err().to_string();
+    assert!(error.starts_with("state: must be given"), "{error}");
+    let keys = CommonKeys {
+        state: Some("/x".into()),
+        ..CommonKeys::default()
+    };
+    assert_eq!(resolve(keys).unwrap().state, Path::new("/x"));
+}
+
+#[test]
+fn a_node_is_a_host_or_a_gateway_or_both() {
+    let resolve = |file: &str| {
+        let file: File = toml::from_str(file).unwrap();
+        Node::resolve(
+            NodeKeys::default(),
+            CommonKeys::default(),
+            &file,
+            &surroundings(),
+        )
+        .map_err(|error| error.to_string())
+    };
+    assert!(resolve("").unwrap_err().starts_with("host: a node needs"));
+    let gateway = resolve("listen = '0.0.0.0:80'").unwrap();
+    assert_eq!(gateway.host, None);
+    let host = resolve("host = 'h-1'").unwrap().host.unwrap();
+    let address = host.address.to_string();
+    assert_eq!(
+        address,
+        "unix:/home/ann/.local/state/conman/sockets/h-1.node"
+    );
+    let remote = resolve("host = 'h-1'\nhost_address = 'tcp:10.0.0.1:7000'").unwrap();
+    assert_eq!(
+        remote.host.unwrap().address.to_string(),
+        "tcp:10.0.0.1:7000"
+    );
+    let error = resolve("host = 'H 1'").unwrap_err();
+    assert!(error.starts_with("host: a name has only"), "{error}");
+    let error = resolve("host = 'h'\nhost_address = 'h:1'").unwrap_err();
+    assert!(error.starts_with("host_address:"), "{error}");
+}
+
+/// Every key is a flag and a variable of the same name, of some command.
+#[test]
+fn every_key_is_a_flag_and_a_variable() {
+    #[derive(Parser)]
+    struct All {
+        #[command(flatten)]
+        common: CommonKeys,
+        #[command(flatten)]
+        up: UpKeys,
+    }
+    #[derive(Parser)]
+    struct OfNode {
+        #[command(flatten)]
+        node: NodeKeys,
+    }
+    use clap::CommandFactory;
+    let commands = [All::command(), OfNode::command()];
+    let flags: Vec<_> = commands
+        .iter()
+        .flat_map(|command| command.get_arguments())
+        .collect();
+    for key in keys::ALL {
+        let flag = flags.iter().find(|flag| flag.get_id() == key);
+        let flag = flag.unwrap_or_else(|| panic!("{key} is no flag"));
+        assert_eq!(flag.get_long(), Some(&*key.replace('_', "-")));
+        assert_eq!(flag.get_env(), Some(variable(key).as_ref()));
+    }
+    for flag in flags {
+        let id = flag.get_id().as_str();
+        assert!(
+            id == "help" || keys::ALL.contains(&id),
+            "{id} is not in the file"
+        );
+    }
+}
+
+#[test]
+fn a_misspelt_variable_is_refused() {
+    let check = |names: &[&str]| check_variables(names.iter().map(ToString::to_string));
+    check(&[
+        "PATH",
+        "CONMAN_STATE",
+        "CONMAN_URL",
+        "CONMAN_CONFIG",
+        "XCONMAN_A",
+    ])
+    .unwrap();
+    let error = check(&["CONMAN_HOSTS", "CONMAN_HOTSS"])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("CONMAN_HOTSS: there is no such key"),
+        "{error}"
+    );
+}
+
+#[test]
+fn sizes_are_read_as_people_write_them() {
+    for (text, bytes) in [
+        ("0", 0),
+        ("4096", 4096),
+        ("512M", 512 << 20),
+        ("1g", 1 << 30),
+        ("7k", 7 << 10),
+    ] {
+        assert_eq!(parse_bytes(text), Ok(bytes));
+    }
+    for bad in ["", "M", "1.5G", "-1", "12T", "99999999999G", "é"] {
+        assert!(parse_bytes(bad).is_err(), "{bad}");
+    }
+}
