@@ -1,1 +1,3 @@
-//! placeholder
+//! The command line: what each subcommand takes, and its exit codes.
+
+pub mod stuck;
