@@ -97,6 +97,8 @@ pub struct Container {
     pub(super) idle_since: BootTime,
     /// Sessions that wait for it to run, or to be gone.
     pub(super) waiting: Vec<Ticket>,
+    /// Sessions that came while the store was being asked, and want a claim if the repl is not ours.
+    pub(super) claimers: Vec<Ticket>,
     /// Callers that wait for its end.
     pub(super) stopping: Vec<Ticket>,
     /// A stop that waits for the start to end.
@@ -114,6 +116,7 @@ impl Container {
             idle_timeout: None,
             idle_since: now,
             waiting: vec![],
+            claimers: vec![],
             stopping: vec![],
             stop: None,
         }

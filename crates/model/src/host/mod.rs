@@ -216,6 +216,7 @@ impl Host {
         for (repl, container) in &mut self.containers {
             container.after = After::Abandon;
             refuse_all(&mut container.waiting, &fenced(), out);
+            refuse_all(&mut container.claimers, &fenced(), out);
             match (container.phase, container.epoch) {
                 (Phase::Asking | Phase::Claiming, _) | (_, None) => forget.push(repl.clone()),
                 (Phase::Starting, _) => {

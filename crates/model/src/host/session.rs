@@ -41,6 +41,9 @@ impl Host {
                 {
                     answer(ticket, Answer::Opened { epoch: mine }, out);
                 }
+                _ if container.phase == Phase::Asking && epoch.is_none() => {
+                    container.claimers.push(ticket);
+                }
                 _ => container.waiting.push(ticket),
             }
             return;
@@ -104,7 +107,20 @@ impl Host {
         now: BootTime,
         out: &mut Vec<Effect>,
     ) {
-        if self.phase(&repl) == Some(Phase::Asking) {
+        let Some(container) = self.containers.get_mut(&repl) else {
+            return;
+        };
+        if container.phase != Phase::Asking {
+            return;
+        }
+        let claimers = std::mem::take(&mut container.claimers);
+        if matches!(ownership, Ownership::NotMine(_)) {
+            self.owned_or_not(repl.clone(), ownership, now, out);
+            for ticket in claimers {
+                self.open(ticket, repl.clone(), None, now, out);
+            }
+        } else {
+            container.waiting.extend(claimers);
             self.owned_or_not(repl, ownership, now, out);
         }
     }
