@@ -83,7 +83,7 @@ pub enum RuntimeEvent {
     },
     /// The keeper is gone, and with it every container: each one's `Dead` has been or will be sent.
     KeeperLost,
-    /// A keeper is there (again): `adopt` tells what it holds.
+    /// A keeper is there, for the first time or again: `adopt` tells what it holds.
     KeeperConnected {
         /// Its process id.
         pid: u32,

@@ -229,7 +229,9 @@ impl World {
         }
         self.nodes[node].keeper_is_there = false;
         self.nodes[node].keeper_deadline = None;
-        self.nodes[node].pending.push(Pending::Tell(Event::KeeperLost));
+        self.nodes[node]
+            .pending
+            .push(Pending::Tell(Event::KeeperLost));
     }
 
     fn keeper_event(&self, node: usize) -> Event {
@@ -419,7 +421,9 @@ impl World {
         let now = self.local(node);
         let world_now = self.now;
         let keeper = &mut self.nodes[node];
-        let is_late = keeper.keeper_deadline.is_none_or(|deadline| now >= deadline);
+        let is_late = keeper
+            .keeper_deadline
+            .is_none_or(|deadline| now >= deadline);
         let is_old = keeper.keeper_seen.get(&id.repl) >= Some(&id.epoch);
         if !keeper.keeper_is_there || is_late || is_old {
             let refusal = model::api::Refusal::new(model::api::RefusalCode::StartFailed, "refused");
@@ -641,10 +645,19 @@ impl World {
     pub fn story(&self) -> String {
         let nodes = self.nodes.iter().map(|node| {
             let (host, pending, alive) = (&node.host, &node.pending, &node.alive);
-            let keeper = (node.keeper_is_there, node.keeper_deadline, &node.keeper_seen);
+            let keeper = (
+                node.keeper_is_there,
+                node.keeper_deadline,
+                &node.keeper_seen,
+            );
             format!("{host:?}\n  alive {alive:?}\n  keeper {keeper:?}\n  pending {pending:?}\n")
         });
-        format!("at {:?}\n{}{:?}", self.now, nodes.collect::<String>(), self.store.now())
+        format!(
+            "at {:?}\n{}{:?}",
+            self.now,
+            nodes.collect::<String>(),
+            self.store.now()
+        )
     }
 
     /// Which hosts have a lease and know what they own.

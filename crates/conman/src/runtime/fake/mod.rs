@@ -465,12 +465,17 @@ async fn echo(mut stream: TcpStream) {
 
 impl Runtime for Fake {
     fn events(&self) -> Option<mpsc::UnboundedReceiver<RuntimeEvent>> {
-        let mut receiver = self
+        let receiver = self
             .shared
             .receiver
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        receiver.take()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()?;
+        // A keeper that was there before anybody listened is news to the first listener.
+        if let Some(pid) = self.look(|state| state.keeper) {
+            self.report(RuntimeEvent::KeeperConnected { pid });
+        }
+        Some(receiver)
     }
 
     fn arm(&self, deadline: BootTime) -> BoxFuture<'_, Result<(), Refusal>> {
