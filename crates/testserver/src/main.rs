@@ -1,0 +1,107 @@
+//! What tests and benchmarks run inside a container: a server so small that it does not blur the figures.
+//!
+//! Listens on `$PORT` (or the first argument) of the loopback. `GET` anything answers with
+//! `hello from <repl> <instance>`, where the instance is drawn at the start, so that a client sees whether
+//! it talks to another container than before. A WebSocket on any path is sent `<instance>` and then
+//! gets back what it sends. `POST /exit/N` ends the server with code N.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::Role;
+use tungstenite::{Message, WebSocket};
+
+fn main() -> io::Result<()> {
+    let port = std::env::args()
+        .nth(1)
+        .or_else(|| std::env::var("PORT").ok())
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(8000);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let repl = std::env::var("REPL").unwrap_or_default();
+    let mut drawn = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut drawn)?;
+    let instance: Arc<str> = format!("{:016x}", u64::from_ne_bytes(drawn)).into();
+    println!("listening on {port} as {instance}");
+    loop {
+        let (stream, _) = listener.accept()?;
+        let (repl, instance) = (repl.clone(), instance.clone());
+        std::thread::Builder::new()
+            .stack_size(64 * 1024)
+            .spawn(move || {
+                // A client that goes away ends its own thread only.
+                let _ = serve(stream, &repl, &instance);
+            })?;
+    }
+}
+
+#[derive(Default)]
+struct Request {
+    first_line: String,
+    body_bytes: u64,
+    websocket_key: Option<String>,
+}
+
+fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+    let mut request = Request::default();
+    if reader.read_line(&mut request.first_line)? == 0 {
+        return Ok(None);
+    }
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            return Ok(Some(request));
+        };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => request.body_bytes = value.trim().parse().unwrap_or(0),
+            "sec-websocket-key" => request.websocket_key = Some(value.trim().to_owned()),
+            _ => {}
+        }
+    }
+}
+
+fn serve(stream: TcpStream, repl: &str, instance: &str) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut writer = stream.try_clone()?;
+    let mut reader = BufReader::new(stream);
+    while let Some(request) = read_request(&mut reader)? {
+        io::copy(&mut (&mut reader).take(request.body_bytes), &mut io::sink())?;
+        if let Some(key) = request.websocket_key {
+            write!(
+                writer,
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {}\r\n\r\n",
+                derive_accept_key(key.as_bytes())
+            )?;
+            return echo(writer, instance).map_err(io::Error::other);
+        }
+        let body = format!("hello from {repl} {instance}\n");
+        write!(
+            writer,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        if let Some(rest) = request.first_line.strip_prefix("POST /exit/") {
+            let code = rest.split(' ').next().and_then(|code| code.parse().ok());
+            #[expect(clippy::disallowed_methods, reason = "ending is what was asked for")]
+            std::process::exit(code.unwrap_or(1));
+        }
+    }
+    Ok(())
+}
+
+fn echo(stream: TcpStream, instance: &str) -> Result<(), tungstenite::Error> {
+    let mut socket = WebSocket::from_raw_socket(stream, Role::Server, None);
+    socket.send(Message::text(instance))?;
+    loop {
+        let message = socket.read()?;
+        if message.is_text() || message.is_binary() {
+            socket.send(message)?;
+        }
+    }
+}
