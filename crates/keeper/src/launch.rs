@@ -1,0 +1,240 @@
+//! The keeper's part of a start: opens everything, clones the init, places it, says go.
+//!
+//! ```text
+//! open log, witness, root ─► clone3 ─► map ids ─► join v1 cgroups ─► go ─► (the init reports)
+//!                              └─ any failure: killed and reaped here, before the refusal
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use model::id::{ContainerId, HostId};
+use model::wire::keeper::{
+    KeeperRefusal, KeeperRefusalCode, Launch, LaunchKind, LogPlan, NativePlan,
+};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use seccompiler::BpfProgram;
+
+use crate::failure::{Step, failed, refused};
+use crate::init::{self, Birth, Log, Program, Walls};
+use crate::mounts::{self, Mounts};
+use crate::packet;
+use crate::report::Go;
+use crate::sys::{self, Cloned};
+use crate::witness::Witness;
+
+/// An init that was told to go.
+pub(crate) struct Launched {
+    /// Its PID.
+    pub(crate) pid: i32,
+    /// The same for good.
+    pub(crate) pidfd: OwnedFd,
+    /// Where it reports.
+    pub(crate) reports: OwnedFd,
+    /// Where conman's commands go.
+    pub(crate) control: OwnedFd,
+    /// Its v2 cgroup.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// What conman should know about its root.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What starts need, made once.
+pub(crate) struct Launcher {
+    /// Whose.
+    pub(crate) host: HostId,
+    /// For native containers, where they can be made.
+    pub(crate) native: Option<Native>,
+    /// The limit of open files that programs get.
+    pub(crate) open_files: rustix::process::Rlimit,
+}
+
+/// What native starts need.
+pub(crate) struct Native {
+    /// The mounts.
+    pub(crate) mounts: Mounts,
+    /// The programs' filter.
+    pub(crate) seccomp: BpfProgram,
+    /// Root's id in the containers, as the host sees it.
+    pub(crate) uid_base: u32,
+}
+
+const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS;
+
+impl Launcher {
+    /// Whether this keeper can do that at all.
+    pub(crate) fn supports(&self, launch: &Launch) -> Result<(), KeeperRefusal> {
+        match (&launch.kind, &self.native) {
+            (LaunchKind::Native(_), None) => Err(refused(
+                KeeperRefusalCode::Unsupported,
+                "admit",
+                "this keeper was started for plain processes only",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the plan without touching anything: what is wrong with it is wrong before it is tried.
+    pub(crate) fn read(&self, launch: &Launch) -> Result<Program, KeeperRefusal> {
+        let bad = |message| Err(refused(KeeperRefusalCode::BadMessage, "read plan", message));
+        if launch.log.bytes_max == 0 {
+            return bad("log.bytes_max must not be zero");
+        }
+        if let LaunchKind::Native(plan) = &launch.kind {
+            if plan.root.lower.is_empty() {
+                return bad("root.lower must not be empty");
+            }
+            if plan
+                .root
+                .binds
+                .iter()
+                .any(|bind| !bind.target.is_absolute())
+            {
+                return bad("a bind's target must be absolute");
+            }
+        }
+        Program::new(&launch.command, &launch.env, &launch.cwd)
+    }
+
+    /// Starts an init. On failure nothing of it is left running or mounted.
+    pub(crate) fn launch(
+        &mut self,
+        id: &ContainerId,
+        program: Program,
+        launch: &Launch,
+    ) -> Result<Launched, KeeperRefusal> {
+        let log = open_log(&launch.log)?;
+        let witness = match &launch.witness {
+            Some(plan) => Some(Witness::open(plan, id, &self.host)?),
+            None => None,
+        };
+        let (reports, keeper) = packet::pair().step("make report socket")?;
+        let (control, inits_control) = packet::pair().step("make control socket")?;
+        let mut notes = Vec::new();
+        let mut cgroup = None;
+        let mut flags = 0;
+        let mut placement = None;
+        let mut walls = None;
+        if let (LaunchKind::Native(plan), Some(native)) = (&launch.kind, &mut self.native) {
+            let mut root = native.mounts.root(&plan.root)?;
+            notes = std::mem::take(&mut root.notes);
+            if let Some(path) = &plan.cgroup_v2 {
+                cgroup = Some(open_cgroup(path)?);
+            }
+            flags = NAMESPACES;
+            walls = Some(Walls {
+                root,
+                hostname: plan.hostname.clone(),
+                seccomp: &native.seccomp,
+            });
+            placement = Some(Placement {
+                plan,
+                uid_base: native.uid_base,
+            });
+        }
+        let birth = Birth {
+            native: walls,
+            program,
+            log,
+            keeper,
+            control: inits_control,
+            witness,
+            open_files: self.open_files,
+        };
+        let cloned = sys::clone3(flags, cgroup.as_ref().map(AsFd::as_fd)).map_err(refuse_clone)?;
+        let Cloned::Parent { pid, pidfd } = cloned else {
+            init::run(birth)
+        };
+        drop(birth);
+        let launched = Launched {
+            pid,
+            pidfd,
+            reports,
+            control,
+            cgroup: placement
+                .as_ref()
+                .and_then(|placement| placement.plan.cgroup_v2.clone()),
+            notes,
+        };
+        match launched.place(placement) {
+            Ok(()) => Ok(launched),
+            Err(refusal) => {
+                launched.undo();
+                Err(refusal)
+            }
+        }
+    }
+}
+
+struct Placement<'a> {
+    plan: &'a NativePlan,
+    uid_base: u32,
+}
+
+impl Launched {
+    fn place(&self, placement: Option<Placement<'_>>) -> Result<(), KeeperRefusal> {
+        if let Some(Placement { plan, uid_base }) = placement {
+            mounts::write_id_maps(self.pid, uid_base)?;
+            for directory in &plan.cgroup_v1 {
+                mounts::write_file(directory.join("cgroup.procs"), &self.pid.to_string())
+                    .step("join cgroup")
+                    .map_err(|refusal| name(directory, refusal))?;
+            }
+        }
+        packet::send_value(&self.reports, &Go, &[]).step("say go")
+    }
+
+    fn undo(self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = rustix::io::retry_on_intr(|| {
+            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+        });
+    }
+}
+
+/// The kernel says ENOSPC for too many user or PID namespaces, and no disk is meant.
+fn refuse_clone(errno: Errno) -> KeeperRefusal {
+    let mut refusal = failed("clone", errno);
+    refusal.code = match errno {
+        Errno::NOSPC => KeeperRefusalCode::LimitReached,
+        Errno::NOSYS | Errno::PERM | Errno::INVAL => KeeperRefusalCode::Failed,
+        _ => refusal.code,
+    };
+    refusal
+}
+
+fn name(path: &std::path::Path, mut refusal: KeeperRefusal) -> KeeperRefusal {
+    refusal.message = format!("{}: {}", path.display(), refusal.message);
+    refusal
+}
+
+fn open_cgroup(path: &std::path::Path) -> Result<OwnedFd, KeeperRefusal> {
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .step("open cgroup")
+    .map_err(|refusal| name(path, refusal))
+}
+
+fn open_log(plan: &LogPlan) -> Result<Log, KeeperRefusal> {
+    let open = |path: &PathBuf| {
+        rustix::fs::open(
+            path,
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::from_raw_mode(0o600),
+        )
+        .step("open log")
+        .map_err(|refusal| name(path, refusal))
+    };
+    let [first, second] = &plan.files;
+    Ok(Log::new([open(first)?, open(second)?], plan.bytes_max))
+}

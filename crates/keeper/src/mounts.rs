@@ -1,0 +1,472 @@
+//! What the keeper mounts, as the host's root, for its containers to attach.
+//!
+//! Everything here is done in a mount namespace of the keeper's own, from which nothing spreads to the
+//! host's: its mount table never shows any of it, and all of it vanishes with the keeper and the
+//! containers.
+//!
+//! - *The scratch*, a small tmpfs on a directory beside the keeper's socket: the layers are attached under
+//!   it, for overlayfs takes no detached mount as a layer before Linux 6.15.
+//! - *The donor*, a user namespace with the containers' mapping, made once: mounts that are shifted by
+//!   it show the host's root as owner on disk as the container's root.
+//! - *Layers*: a shifted read-only clone of each lower directory, made at its first use and kept.
+//! - *Overlays and binds*: made for each container as detached mounts. A container's init inherits their fds
+//!   and attaches them in its own namespace.
+//! - *The device directory*: one tmpfs with the harmless devices, made once; containers get it read-only.
+//!
+//! A file system that cannot be shifted (idmapped mounts need Linux 5.12, as an overlay's layers 5.19, and the file
+//! system's support) is used as it is: its files then seem to be nobody's, can be read as others may
+//! read them, and the container's entry in the list says so. Only what is to be written to is refused.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use model::wire::keeper::{Access, Bind, KeeperRefusal, KeeperRefusalCode, RootPlan, UID_COUNT};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
+};
+
+use crate::failure::{Step, refused};
+use crate::sys;
+
+/// The most layers that are kept attached; at one more, all unused ones are let go.
+const LAYERS_MAX: usize = 128;
+
+/// Everything that a native container's root needs from the keeper.
+pub(crate) struct Root {
+    /// The overlay.
+    pub(crate) overlay: OwnedFd,
+    /// `/dev`.
+    pub(crate) devices: OwnedFd,
+    /// An empty read-only directory, to cover others with: one fd for each use.
+    pub(crate) binds: Vec<(OwnedFd, PathBuf)>,
+    /// Where it is not what was asked for.
+    pub(crate) notes: Vec<String>,
+}
+
+struct Layer {
+    directory: OwnedFd,
+    device: u64,
+    inode: u64,
+    shifted: bool,
+}
+
+/// The keeper's mounts.
+pub(crate) struct Mounts {
+    uid_base: u32,
+    scratch: PathBuf,
+    donor: OwnedFd,
+    devices: OwnedFd,
+    layers: HashMap<PathBuf, Layer>,
+    layers_made: u64,
+}
+
+impl Mounts {
+    /// Enters a mount namespace of its own and prepares what all containers share. `scratch` is made if it
+    /// does not exist; the caller removes it at the end.
+    pub(crate) fn new(scratch: &Path, uid_base: u32) -> Result<Self, KeeperRefusal> {
+        // SAFETY: this process has one thread and shares nothing with another that a new mount namespace or
+        // file system context would surprise.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+            .step("enter a mount namespace")?;
+        // Downstream, not private: what the host mounts later is seen here, and what it unmounts is not held.
+        rustix::mount::mount_change(
+            "/",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .step("detach mount propagation")?;
+        match rustix::fs::mkdir(scratch, Mode::from_raw_mode(0o700)) {
+            Err(errno) if errno != Errno::EXIST => {
+                return Err(errno).step("make scratch directory");
+            }
+            _ => {}
+        }
+        rustix::mount::mount(
+            c"conman",
+            scratch,
+            c"tmpfs",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            c"mode=0711,size=1m,nr_inodes=4096",
+        )
+        .step("mount scratch")?;
+        rustix::mount::mount_change(scratch, MountPropagationFlags::PRIVATE)
+            .step("make scratch private")?;
+        let donor = donor_namespace(uid_base)?;
+        let devices = make_devices(&scratch.join("dev"))?;
+        Ok(Self {
+            uid_base,
+            scratch: scratch.to_owned(),
+            donor,
+            devices,
+            layers: HashMap::new(),
+            layers_made: 0,
+        })
+    }
+
+    /// Makes a container's root.
+    pub(crate) fn root(&mut self, plan: &RootPlan) -> Result<Root, KeeperRefusal> {
+        let mut notes = Vec::new();
+        let overlay = self.overlay(plan, &mut notes)?;
+        let mut binds = Vec::with_capacity(plan.binds.len());
+        for bind in &plan.binds {
+            binds.push((self.bind(bind, &mut notes)?, bind.target.clone()));
+        }
+        let devices = clone_tree(self.devices.as_fd(), c"").step("clone devices")?;
+        self.set(
+            devices.as_fd(),
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
+        )
+        .step("restrict devices")?;
+        Ok(Root {
+            overlay,
+            devices,
+            binds,
+            notes,
+        })
+    }
+
+    /// Sets attributes and shifts if the file system can be shifted.
+    fn set(&self, mount: BorrowedFd<'_>, attributes: u64) -> Result<Shift, Errno> {
+        match sys::mount_setattr(mount, attributes, Some(self.donor.as_fd())) {
+            Ok(()) => Ok(Shift::Done),
+            Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                sys::mount_setattr(mount, attributes, None).map(|()| Shift::Unsupported)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn overlay(
+        &mut self,
+        plan: &RootPlan,
+        notes: &mut Vec<String>,
+    ) -> Result<OwnedFd, KeeperRefusal> {
+        if plan.lower.is_empty() {
+            return Err(refused(
+                KeeperRefusalCode::BadMessage,
+                "mount overlay",
+                "root.lower is empty",
+            ));
+        }
+        for lower in &plan.lower {
+            self.attach_layer(lower)?;
+        }
+        let upper = self.make_upper(&plan.upper)?;
+        let work = make_directory(&plan.work, "make work directory")?;
+        let lowers: Vec<&Layer> = plan.lower.iter().map(|path| &self.layers[path]).collect();
+        for (path, layer) in plan.lower.iter().zip(&lowers) {
+            if !layer.shifted {
+                notes.push(format!(
+                    "{}: owners cannot be shifted here, its files seem to be nobody's",
+                    path.display()
+                ));
+            }
+        }
+        let context = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .step("open overlayfs")?;
+        let configured = (|| {
+            let set = |key: &CStr, value: &str| {
+                rustix::mount::fsconfig_set_string(context.as_fd(), key, value)
+            };
+            set(c"source", "conman")?;
+            // By fd: a path may be longer than the 255 bytes of an option, and may have a colon.
+            if let [lower] = lowers.as_slice() {
+                set(c"lowerdir", &fd_path(&lower.directory))?;
+            } else {
+                for lower in &lowers {
+                    set(c"lowerdir+", &fd_path(&lower.directory))?;
+                }
+            }
+            set(c"upperdir", &fd_path(&upper))?;
+            set(c"workdir", &fd_path(&work))?;
+            // Nothing in the upper layer outlives the container: never wait for the disk because of it.
+            rustix::mount::fsconfig_set_flag(context.as_fd(), c"volatile")?;
+            rustix::mount::fsconfig_create(context.as_fd())
+        })();
+        configured.step("mount overlay").map_err(|mut refusal| {
+            if let Some(words) = kernels_words(&context) {
+                refusal.message = format!("{}: {words}", refusal.message);
+            }
+            refusal
+        })?;
+        rustix::mount::fsmount(
+            context.as_fd(),
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID,
+        )
+        .step("mount overlay")
+    }
+
+    fn make_upper(&self, path: &Path) -> Result<OwnedFd, KeeperRefusal> {
+        let upper = make_directory(path, "make upper directory")?;
+        // The overlay's own root directory has this one's owner and mode.
+        rustix::fs::chownat(
+            &upper,
+            c"",
+            Some(Uid::from_raw(self.uid_base)),
+            Some(Gid::from_raw(self.uid_base)),
+            AtFlags::EMPTY_PATH,
+        )
+        .step("give away upper directory")?;
+        Ok(upper)
+    }
+
+    /// Has the layer attached, shifted if possible. A directory that was replaced since is attached anew.
+    fn attach_layer(&mut self, path: &Path) -> Result<(), KeeperRefusal> {
+        let source = open_directory(path, "open image")?;
+        let found = rustix::fs::fstat(&source).step("open image")?;
+        if let Some(layer) = self.layers.get(path)
+            && (layer.device, layer.inode) == (found.st_dev, found.st_ino)
+        {
+            return Ok(());
+        }
+        if self.layers.len() >= LAYERS_MAX {
+            self.release_layers();
+        }
+        let tree = clone_tree(source.as_fd(), c"").step("clone image")?;
+        let shift = self
+            .set(
+                tree.as_fd(),
+                libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+            )
+            .step("shift image")?;
+        self.layers_made += 1;
+        let place = self.scratch.join(format!("layer-{}", self.layers_made));
+        rustix::fs::mkdir(&place, Mode::from_raw_mode(0o700)).step("attach image")?;
+        attach(tree.as_fd(), &place).step("attach image")?;
+        // Through the place where it is attached, not through the fd of the clone.
+        let directory = open_directory(&place, "attach image")?;
+        self.layers.insert(
+            path.to_owned(),
+            Layer {
+                directory,
+                device: found.st_dev,
+                inode: found.st_ino,
+                shifted: shift == Shift::Done,
+            },
+        );
+        Ok(())
+    }
+
+    /// Detaches all layers. Overlays that use them have clones of their own.
+    fn release_layers(&mut self) {
+        self.layers.clear();
+        for made in 1..=self.layers_made {
+            let place = self.scratch.join(format!("layer-{made}"));
+            if rustix::mount::unmount(&place, UnmountFlags::DETACH).is_ok() {
+                // It is an empty directory of the scratch: left behind, it would do no harm.
+                let _ = rustix::fs::rmdir(&place);
+            }
+        }
+    }
+
+    fn bind(&self, bind: &Bind, notes: &mut Vec<String>) -> Result<OwnedFd, KeeperRefusal> {
+        let source = open_directory(&bind.source, "open bind")?;
+        let tree = clone_tree(source.as_fd(), c"").step("clone bind")?;
+        let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if bind.access == Access::ReadOnly {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
+        }
+        match (
+            self.set(tree.as_fd(), attributes).step("shift bind")?,
+            bind.access,
+        ) {
+            (Shift::Done, _) => {}
+            (Shift::Unsupported, Access::ReadOnly) => notes.push(format!(
+                "{}: owners cannot be shifted here, its files seem to be nobody's",
+                bind.source.display()
+            )),
+            (Shift::Unsupported, Access::ReadWrite) => {
+                return Err(refused(
+                    KeeperRefusalCode::Failed,
+                    "shift bind",
+                    format!(
+                        "{}: its file system cannot shift owners (idmapped mounts), so the container could not write to it",
+                        bind.source.display()
+                    ),
+                ));
+            }
+        }
+        Ok(tree)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shift {
+    Done,
+    Unsupported,
+}
+
+/// What the kernel has to say about a failed mount, beyond its error number.
+fn kernels_words(context: &OwnedFd) -> Option<String> {
+    let mut text = [0_u8; 512];
+    let length = rustix::io::read(context, &mut text[..]).ok()?;
+    let text = String::from_utf8_lossy(&text[..length]);
+    Some(text.trim().trim_start_matches("e ").to_owned())
+}
+
+fn fd_path(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn open_directory(path: &Path, step: &str) -> Result<OwnedFd, KeeperRefusal> {
+    let opened = rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    opened.step(step).map_err(|mut refusal| {
+        if matches!(refusal.errno, Some(libc::ENOENT | libc::ENOTDIR)) {
+            refusal.code = KeeperRefusalCode::ImageMissing;
+        }
+        refusal.message = format!("{}: {}", path.display(), refusal.message);
+        refusal
+    })
+}
+
+fn make_directory(path: &Path, step: &str) -> Result<OwnedFd, KeeperRefusal> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => {
+            return Err(errno).step(step).map_err(|mut refusal| {
+                refusal.message = format!("{}: {}", path.display(), refusal.message);
+                refusal
+            });
+        }
+    }
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .step(step)
+}
+
+/// A detached clone of the mount at `path` below `directory`.
+fn clone_tree(directory: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::mount::open_tree(
+        directory,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH,
+    )
+}
+
+/// Attaches a detached mount.
+pub(crate) fn attach(mount: BorrowedFd<'_>, place: &Path) -> Result<(), Errno> {
+    rustix::mount::move_mount(
+        mount,
+        c"",
+        rustix::fs::CWD,
+        place,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// A user namespace that maps as the containers' do, and has no process.
+fn donor_namespace(uid_base: u32) -> Result<OwnedFd, KeeperRefusal> {
+    let (here, there) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make donor namespace")?;
+    let cloned = sys::clone3(libc::CLONE_NEWUSER, None)
+        .step_or("make donor namespace", KeeperRefusalCode::Unsupported)?;
+    let sys::Cloned::Parent { pid, pidfd } = cloned else {
+        drop(there);
+        // Until the keeper closes its end, or is gone.
+        let _ = rustix::io::read(&here, &mut [0_u8; 1][..]);
+        sys::exit_now(0);
+    };
+    let made = write_id_maps(pid, uid_base).and_then(|()| {
+        rustix::fs::open(
+            format!("/proc/{pid}/ns/user"),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .step("open donor namespace")
+    });
+    drop(there);
+    // It ends by itself now; what it leaves is its exit status.
+    let _ = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(pidfd.as_fd()),
+        rustix::process::WaitIdOptions::EXITED,
+    );
+    made
+}
+
+/// Maps the ids of a new user namespace: 0 and up, inside, to `uid_base` and up.
+pub(crate) fn write_id_maps(pid: i32, uid_base: u32) -> Result<(), KeeperRefusal> {
+    let map = format!("0 {uid_base} {UID_COUNT}\n");
+    for file in ["uid_map", "gid_map"] {
+        write_file(format!("/proc/{pid}/{file}"), &map).step("map ids")?;
+    }
+    Ok(())
+}
+
+/// Writes a file of procfs or cgroupfs: one write, no truncation.
+pub(crate) fn write_file(path: impl rustix::path::Arg, text: &str) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, text.as_bytes()).map(drop)
+}
+
+/// The device directory: a tmpfs with what every program may use.
+fn make_devices(place: &Path) -> Result<OwnedFd, KeeperRefusal> {
+    const STEP: &str = "make devices";
+    let directory = Mode::from_raw_mode(0o755);
+    rustix::fs::mkdir(place, directory).step(STEP)?;
+    rustix::mount::mount(
+        c"conman-dev",
+        place,
+        c"tmpfs",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        c"mode=0755,size=64k,nr_inodes=64",
+    )
+    .step(STEP)?;
+    rustix::mount::mount_change(place, MountPropagationFlags::PRIVATE).step(STEP)?;
+    let devices = [
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    ];
+    for (name, major, minor) in devices {
+        let path = place.join(name);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0o666),
+            rustix::fs::makedev(major, minor),
+        )
+        .step(STEP)?;
+        // Whatever the umask.
+        rustix::fs::chmod(&path, Mode::from_raw_mode(0o666)).step(STEP)?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        rustix::fs::mkdir(place.join(name), directory).step(STEP)?;
+    }
+    // An empty directory that nobody may read: covers what is masked.
+    rustix::fs::mkdir(place.join(".masked"), Mode::from_raw_mode(0o000)).step(STEP)?;
+    let links = [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ];
+    for (name, target) in links {
+        rustix::fs::symlink(target, place.join(name)).step(STEP)?;
+    }
+    open_directory(place, STEP)
+}
+
+/// Takes the scratch off its directory, with all that is attached below it.
+pub(crate) fn release(scratch: &Path) {
+    // In this process' own mount namespace, which ends with it in any case.
+    let _ = rustix::mount::unmount(scratch, UnmountFlags::DETACH);
+}

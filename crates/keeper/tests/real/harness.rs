@@ -1,0 +1,516 @@
+//! A keeper in a process of its own, a client of it, and proof that nothing is left.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use model::id::{ContainerId, Epoch};
+use model::time::BootTime;
+use model::wire::keeper::*;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use serde::Serialize;
+
+/// No single step of a test takes longer, on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Each keeper of a test run has ids of its own.
+static KEEPERS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether native containers can be tested here; says loudly when not.
+pub(crate) fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: NOT ROOT. Native containers were NOT tested.");
+    }
+    root
+}
+
+/// Waits until the fd is readable or hung up.
+pub(crate) fn await_readable(fd: impl AsFd) {
+    assert!(is_readable_within(fd, PATIENCE), "nothing came in time");
+}
+
+pub(crate) fn is_readable_within(fd: impl AsFd, within: Duration) -> bool {
+    let mut poll = [PollFd::new(&fd, PollFlags::IN)];
+    let timeout = Timespec {
+        tv_sec: within.as_secs() as i64,
+        tv_nsec: within.subsec_nanos().into(),
+    };
+    rustix::event::poll(&mut poll, Some(&timeout)).expect("poll") > 0
+}
+
+pub(crate) fn boot_now() -> BootTime {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    BootTime(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+pub(crate) fn send(socket: impl AsFd, value: &impl Serialize, fds: &[BorrowedFd<'_>]) {
+    let bytes = serde_json::to_vec(value).expect("serialize");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .expect("send");
+}
+
+/// One packet; `None` at end of file.
+pub(crate) fn receive(socket: impl AsFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+    await_readable(&socket);
+    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let message = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    );
+    let length = message.map_or(0, |message| message.bytes);
+    let mut fds = Vec::new();
+    for part in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            fds.extend(rights);
+        }
+    }
+    bytes.truncate(length);
+    (length > 0).then_some((bytes, fds))
+}
+
+/// A connection to a keeper.
+pub(crate) struct Client {
+    pub(crate) socket: OwnedFd,
+    next: u64,
+    answers: BTreeMap<u64, (Answer, Vec<OwnedFd>)>,
+    events: VecDeque<Event>,
+}
+
+impl Client {
+    pub(crate) fn connect(path: &Path) -> Self {
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socket");
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path).expect("path")).expect("connect");
+        Self {
+            socket,
+            next: 1,
+            answers: BTreeMap::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Sends a request, without waiting for its answer.
+    pub(crate) fn ask(&mut self, request: Request) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        send(&self.socket, &ToKeeper { id, request }, &[]);
+        id
+    }
+
+    /// Takes one message, if the keeper is there.
+    fn take(&mut self) -> Option<()> {
+        let (bytes, fds) = receive(&self.socket)?;
+        match serde_json::from_slice(&bytes).expect("a message") {
+            FromKeeper::Answer { id, answer } => {
+                assert!(self.answers.insert(id, (answer, fds)).is_none());
+            }
+            FromKeeper::Event { event } => self.events.push_back(event),
+        }
+        Some(())
+    }
+
+    pub(crate) fn answer(&mut self, id: u64) -> (Answer, Vec<OwnedFd>) {
+        loop {
+            if let Some(answer) = self.answers.remove(&id) {
+                return answer;
+            }
+            self.take().expect("the keeper is there");
+        }
+    }
+
+    pub(crate) fn request(&mut self, request: Request) -> (Answer, Vec<OwnedFd>) {
+        let id = self.ask(request);
+        self.answer(id)
+    }
+
+    pub(crate) fn done(&mut self, request: Request) {
+        assert_eq!(self.request(request).0, Answer::Done);
+    }
+
+    pub(crate) fn refused(&mut self, request: Request) -> KeeperRefusal {
+        match self.request(request).0 {
+            Answer::Refused(refusal) => refusal,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// Arms the deadline so far ahead.
+    pub(crate) fn arm(&mut self, ahead: Duration) -> BootTime {
+        let deadline = boot_now().plus(ahead);
+        match self.request(Request::Arm { deadline }).0 {
+            Answer::Armed { deadline } => deadline,
+            other => panic!("not armed: {other:?}"),
+        }
+    }
+
+    pub(crate) fn started(&mut self, asked: u64) -> Running {
+        match self.answer(asked) {
+            (Answer::Started(held), fds) => running(held, fds),
+            (other, _) => panic!("not started: {other:?}"),
+        }
+    }
+
+    pub(crate) fn start(&mut self, container: ContainerId, launch: Launch) -> Running {
+        let asked = self.ask(Request::Start {
+            container,
+            launch: Box::new(launch),
+        });
+        self.started(asked)
+    }
+
+    /// The exit of this container; those of others are kept.
+    pub(crate) fn exit_of(&mut self, id: &ContainerId) -> WireExit {
+        loop {
+            let found = self.events.iter().position(|event| {
+                let Event::Exited { id: other, .. } = event;
+                other == id
+            });
+            if let Some(Event::Exited { exit, .. }) =
+                found.and_then(|index| self.events.remove(index))
+            {
+                return exit;
+            }
+            self.take().expect("the keeper is there");
+        }
+    }
+
+    /// Everything that the keeper holds, with the fds of what runs.
+    pub(crate) fn list(&mut self) -> Vec<(Held, Vec<OwnedFd>)> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let (Answer::Listed { held, more }, fds) = self.request(Request::List { after }) else {
+                panic!("no list");
+            };
+            let mut fds = fds.into_iter();
+            after = held.last().map(|held| held.id.clone());
+            for held in held {
+                let its = match held.state {
+                    HeldState::Running => fds.by_ref().take(2).collect(),
+                    HeldState::Exited { .. } => vec![],
+                };
+                all.push((held, its));
+            }
+            assert_eq!(fds.count(), 0, "fds of nobody");
+            if !more {
+                return all;
+            }
+        }
+    }
+}
+
+/// A started container.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) held: Held,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) control: OwnedFd,
+}
+
+pub(crate) fn running(held: Held, fds: Vec<OwnedFd>) -> Running {
+    let [pidfd, control] = <[OwnedFd; 2]>::try_from(fds).expect("two fds");
+    Running {
+        held,
+        pidfd,
+        control,
+    }
+}
+
+impl Running {
+    /// Waits until PID 1 is dead.
+    pub(crate) fn await_dead(&self) {
+        await_readable(&self.pidfd);
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        is_readable_within(&self.pidfd, Duration::ZERO)
+    }
+}
+
+/// A keeper's process with a directory of its own.
+pub(crate) struct Host {
+    pub(crate) keeper: Child,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) uid_base: u32,
+    _stderr: BufReader<std::process::ChildStderr>,
+    cgroups: Vec<PathBuf>,
+    mounts: String,
+}
+
+impl Host {
+    pub(crate) fn native() -> Self {
+        // Not below 1_000_000_000, with room for a thousand keepers of one test process.
+        let number = KEEPERS.fetch_add(1, Ordering::Relaxed) + (std::process::id() % 1_000) * 8;
+        Self::with_walls(Some(1_000_000_000 + number * UID_COUNT))
+    }
+
+    pub(crate) fn plain() -> Self {
+        Self::with_walls(None)
+    }
+
+    fn with_walls(uid_base: Option<u32>) -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let mounts = mount_table();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conman-keeper"));
+        command.arg(directory.path().join("k.sock")).arg("h1");
+        command.args(uid_base.map(|base| base.to_string()));
+        let mut keeper = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn keeper");
+        let mut stderr = BufReader::new(keeper.stderr.take().expect("piped"));
+        let mut line = String::new();
+        await_readable(stderr.get_ref());
+        stderr.read_line(&mut line).expect("a line");
+        assert!(line.contains("\"ready\""), "{line}");
+        make_image(directory.path());
+        Self {
+            keeper,
+            directory,
+            uid_base: uid_base.unwrap_or(0),
+            _stderr: stderr,
+            cgroups: Vec::new(),
+            mounts,
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.path("k.sock"))
+    }
+
+    /// A client that has armed a deadline a minute ahead.
+    pub(crate) fn armed_client(&self) -> Client {
+        let mut client = self.client();
+        client.arm(Duration::from_secs(59));
+        client
+    }
+
+    pub(crate) fn keeper_pid(&self) -> i32 {
+        self.keeper.id() as i32
+    }
+
+    /// A native container's launch: a shell's script.
+    pub(crate) fn native_launch(&mut self, id: &ContainerId, script: &str) -> Launch {
+        let mut launch = self.plain_launch(id, script);
+        let name = format!("{}-{}", id.repl, id.epoch);
+        std::fs::create_dir_all(self.path(&format!("work/{}", id.repl))).expect("workspace");
+        std::fs::create_dir(self.path(&name)).expect("directory");
+        let cgroup_v2 = cgroup_v2().map(|root| self.make_cgroup(&root, &name));
+        let cgroup_v1 = ["pids", "memory"]
+            .iter()
+            .map(|controller| Path::new("/sys/fs/cgroup").join(controller))
+            .filter(|root| root.join("cgroup.procs").exists())
+            .map(|root| self.make_cgroup(&root, &name))
+            .collect();
+        launch.cwd = "/home/repl".into();
+        launch.kind = LaunchKind::Native(NativePlan {
+            root: RootPlan {
+                lower: vec![self.path("image")],
+                upper: self.path(&format!("{name}/upper")),
+                work: self.path(&format!("{name}/work")),
+                binds: vec![
+                    Bind {
+                        source: "/usr".into(),
+                        target: "/usr".into(),
+                        access: Access::ReadOnly,
+                    },
+                    Bind {
+                        source: self.path(&format!("work/{}", id.repl)),
+                        target: "/home/repl".into(),
+                        access: Access::ReadWrite,
+                    },
+                ],
+            },
+            hostname: id.repl.to_string(),
+            cgroup_v2,
+            cgroup_v1,
+        });
+        launch
+    }
+
+    fn make_cgroup(&mut self, root: &Path, name: &str) -> PathBuf {
+        let path = root.join(format!("conman-test-{}-{name}", self.keeper.id()));
+        std::fs::create_dir(&path).expect("cgroup");
+        self.cgroups.push(path.clone());
+        path
+    }
+
+    /// A plain process' launch: a shell's script.
+    pub(crate) fn plain_launch(&self, id: &ContainerId, script: &str) -> Launch {
+        let log = |number| self.path(&format!("{}-{}.log.{number}", id.repl, id.epoch));
+        Launch {
+            kind: LaunchKind::Process,
+            command: vec!["sh".into(), "-c".into(), script.into()],
+            env: BTreeMap::from([
+                ("PATH".into(), "/usr/bin:/bin".into()),
+                ("HOME".into(), "/home/repl".into()),
+            ]),
+            cwd: "/".into(),
+            log: LogPlan {
+                files: [log(0), log(1)],
+                bytes_max: LOG_BYTES_MAX,
+            },
+            witness: None,
+        }
+    }
+
+    /// What the container has written so far.
+    pub(crate) fn log(&self, id: &ContainerId) -> String {
+        let path = self.path(&format!("{}-{}.log.0", id.repl, id.epoch));
+        std::fs::read_to_string(path).expect("log")
+    }
+
+    /// Waits for the keeper's end without asking for it.
+    pub(crate) fn await_keepers_end(&mut self) -> std::process::ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.keeper);
+        let pidfd =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("pidfd");
+        await_readable(&pidfd);
+        self.keeper.wait().expect("wait")
+    }
+
+    pub(crate) fn signal_keeper(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.keeper);
+        rustix::process::kill_process(pid, signal).expect("signal the keeper");
+    }
+
+    /// SIGTERM, exit code 0, nothing left.
+    pub(crate) fn end(mut self) {
+        self.signal_keeper(rustix::process::Signal::TERM);
+        let status = self.await_keepers_end();
+        assert!(status.success(), "{status}");
+        assert!(!self.path("k.sock").exists());
+        assert!(!self.path("k.sock.keeper").exists());
+        self.prove_nothing_left();
+    }
+
+    /// No process in any cgroup of ours, no process of our ids, no mount.
+    pub(crate) fn prove_nothing_left(&mut self) {
+        for cgroup in self.cgroups.drain(..) {
+            let processes = std::fs::read_to_string(cgroup.join("cgroup.procs")).expect("cgroup");
+            assert_eq!(processes, "", "{}", cgroup.display());
+            std::fs::remove_dir(&cgroup).expect("an empty cgroup");
+        }
+        if self.uid_base > 0 {
+            let left = processes_of(self.uid_base);
+            assert!(left.is_empty(), "left: {left:?}");
+        }
+        assert_eq!(mount_table(), self.mounts, "mounts are left");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Only after a failed test is there anything to do here.
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+        for cgroup in &self.cgroups {
+            let until = Instant::now() + PATIENCE;
+            while std::fs::remove_dir(cgroup).is_err() && Instant::now() < until {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// The host's processes whose user is in a keeper's range.
+pub(crate) fn processes_of(uid_base: u32) -> Vec<i32> {
+    let range = uid_base..uid_base + UID_COUNT;
+    let in_range = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:"))
+            .and_then(|ids| ids.split_whitespace().next()?.parse().ok())
+            .is_some_and(|uid: u32| range.contains(&uid))
+    };
+    std::fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(in_range)
+        .collect()
+}
+
+/// The host's mounts, without the tests' own tmpfs.
+fn mount_table() -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    table
+        .lines()
+        .filter(|line| !line.contains("conman-test"))
+        .fold(String::new(), |all, line| all + line + "\n")
+}
+
+pub(crate) fn cgroup_v2() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields[2] == "cgroup2")
+        .map(|fields| PathBuf::from(fields[1]))
+}
+
+/// What conman prepares for the image `host`, in small.
+fn make_image(directory: &Path) {
+    let image = directory.join("image");
+    for name in [
+        "etc",
+        "tmp",
+        "home/repl",
+        "usr",
+        "proc",
+        "sys",
+        "dev",
+        "var",
+    ] {
+        std::fs::create_dir_all(image.join(name)).expect("directory");
+    }
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{name}"), image.join(name)).expect("link");
+    }
+    let passwd = "root:x:0:0:root:/home/repl:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
+    std::fs::write(image.join("etc/passwd"), passwd).expect("passwd");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(image.join("tmp"), mode).expect("mode");
+}
+
+pub(crate) fn id(repl: &str, epoch: u64) -> ContainerId {
+    ContainerId {
+        repl: repl.parse().expect("a name"),
+        epoch: Epoch(epoch),
+    }
+}
