@@ -12,7 +12,15 @@
 //!
 //! The trait names no implementation. All of them pass `contract`.
 
+pub mod cgroup;
+mod dial;
 pub mod fake;
+mod image;
+mod kept;
+mod layout;
+pub mod native;
+mod packet;
+pub mod process;
 mod ready;
 mod refusal;
 
@@ -28,6 +36,8 @@ use model::time::BootTime;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+pub use self::kept::Kept;
+pub use self::layout::RuntimeOptions;
 use self::refusal::{
     command_not_found, exec_timeout, image_not_found, keeper_gone, not_listening, not_running,
     still_alive,

@@ -49,7 +49,7 @@ pub(super) fn open(
     Ok(Terminal { master, ended })
 }
 
-async fn talk(slave: &AsyncFd<OwnedFd>) -> std::io::Result<Exit> {
+async fn talk(slave: &AsyncFd<std::sync::Arc<OwnedFd>>) -> std::io::Result<Exit> {
     let mut buffer = [0; 4096];
     loop {
         let mut ready = slave.readable().await?;

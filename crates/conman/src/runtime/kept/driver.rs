@@ -1,0 +1,417 @@
+//! The one task that speaks with the keeper.
+//!
+//! ```text
+//! Seeking ─► linked ─► Resync (pages of the list) ─► leftovers killed ─► KeeperConnected ─► Serving
+//!    ▲                                                                                        │
+//!    ├──── connection over, keeper alive: the same again, nothing is told ◄───────────────────┤
+//!    └──── keeper dead: KeeperLost, every exit still unknown stays unknown ◄──────────────────┘
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::api::{Refusal, RefusalCode};
+use model::id::ContainerId;
+use model::wire::keeper::{
+    Answer, Event, FromKeeper, Held, HeldState, KeeperRefusal, KeeperRefusalCode, Request,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::link::{KeeperLife, Link, Message};
+use super::member::{Member, exit_of};
+use super::{Ask, Shared, blocking, lock};
+use crate::runtime::{Exit, Running, RuntimeEvent, keeper_gone};
+
+/// How long to wait before a proof that failed is tried again.
+const PROVE_AGAIN: Duration = Duration::from_millis(100);
+
+/// Who waits for an answer.
+enum Waiting {
+    Start(ContainerId, oneshot::Sender<Result<Running, Refusal>>),
+    Request(oneshot::Sender<Result<Answer, Refusal>>),
+}
+
+/// Why a link was given up.
+enum Over {
+    /// The connection ended; the keeper may be alive.
+    Closed,
+    /// The keeper is dead.
+    Dead,
+    /// Nobody holds the runtime any more.
+    Unused,
+}
+
+pub(super) async fn drive(
+    shared: Arc<Shared>,
+    socket: PathBuf,
+    mut asks: mpsc::UnboundedReceiver<Ask>,
+) {
+    let mut before: Option<Arc<KeeperLife>> = None;
+    loop {
+        let Some(mut link) = seek(&shared, &socket, &mut asks, &mut before).await else {
+            return;
+        };
+        let is_same = before
+            .as_ref()
+            .is_some_and(|life| life.pid == link.life.pid);
+        if let Some(life) = before.take().filter(|_| !is_same) {
+            shared.keeper_lost(&life);
+        }
+        match resync(&shared, &mut link, is_same).await {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(%error, "adopt containers from keeper");
+                before = Some(link.life);
+                continue;
+            }
+        }
+        if !is_same {
+            shared.report(RuntimeEvent::KeeperConnected { pid: link.life.pid });
+        }
+        match serve(&shared, &mut link, &mut asks).await {
+            Over::Closed => before = Some(link.life),
+            Over::Dead => shared.keeper_lost(&link.life),
+            Over::Unused => return,
+        }
+    }
+}
+
+/// Waits for a keeper, and for the death of the one before; refuses whatever is asked meanwhile.
+async fn seek(
+    shared: &Arc<Shared>,
+    socket: &std::path::Path,
+    asks: &mut mpsc::UnboundedReceiver<Ask>,
+    before: &mut Option<Arc<KeeperLife>>,
+) -> Option<Link> {
+    let mut seeking = std::pin::pin!(Link::seek(socket));
+    loop {
+        let ended = async {
+            match before.as_ref() {
+                Some(life) => life.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            link = &mut seeking => return Some(link),
+            () = ended => {
+                if let Some(life) = before.take() {
+                    shared.keeper_lost(&life);
+                }
+            }
+            ask = asks.recv() => refuse(ask?),
+        }
+    }
+}
+
+fn refuse(ask: Ask) {
+    // Who asked may have gone.
+    match ask {
+        Ask::Start { reply, .. } => drop(reply.send(Err(keeper_gone()))),
+        Ask::Request { reply, .. } => drop(reply.send(Err(keeper_gone()))),
+        Ask::Adopt { reply } => drop(reply.send(Err(keeper_gone()))),
+    }
+}
+
+/// Learns what the keeper holds. With one met for the first time, also ends what is left of others before.
+async fn resync(shared: &Arc<Shared>, link: &mut Link, is_same: bool) -> io::Result<()> {
+    let mut after = None;
+    let mut ended = Vec::new();
+    let mut running = BTreeSet::new();
+    loop {
+        let (answer, fds) = link.ask(Request::List { after }).await?;
+        let Answer::Listed { held, more } = answer else {
+            return Err(io::Error::other(format!(
+                "it answered list with {answer:?}"
+            )));
+        };
+        let mut fds = fds.into_iter();
+        after = held.last().map(|last| last.id.clone());
+        for entry in held {
+            match entry.state {
+                HeldState::Running => {
+                    running.insert(entry.id.clone());
+                    let fds = take_two(&mut fds)?;
+                    if !lock(&shared.members).contains_key(&entry.id) {
+                        shared.watch_over(entry, fds, link.life.pid);
+                    }
+                }
+                HeldState::Exited { exit } => {
+                    let member = lock(&shared.members).get(&entry.id).cloned();
+                    match member {
+                        Some(member) => member.exited(exit_of(exit)),
+                        None => ended.push(entry.id),
+                    }
+                }
+            }
+        }
+        if !more {
+            break;
+        }
+    }
+    if !ended.is_empty() {
+        link.send(Request::Forget { ids: ended }).await?;
+    }
+    if !is_same {
+        shared.clone().end_leftovers(running).await;
+    }
+    Ok(())
+}
+
+fn take_two(fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<(OwnedFd, OwnedFd)> {
+    match (fds.next(), fds.next()) {
+        (Some(pidfd), Some(control)) => Ok((pidfd, control)),
+        _ => Err(io::Error::other("a running container came without its fds")),
+    }
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    link: &mut Link,
+    asks: &mut mpsc::UnboundedReceiver<Ask>,
+) -> Over {
+    let mut waiting = HashMap::new();
+    let life = link.life.clone();
+    let over = loop {
+        tokio::select! {
+            message = link.receive() => match message {
+                Ok(Some(message)) => take(shared, link.life.pid, &mut waiting, message),
+                Ok(None) => break Over::Closed,
+                Err(error) => {
+                    tracing::warn!(%error, "read from keeper");
+                    break Over::Closed;
+                }
+            },
+            ask = asks.recv() => {
+                let Some(ask) = ask else {
+                    break Over::Unused;
+                };
+                if let Err(error) = send(shared, link, &mut waiting, ask).await {
+                    tracing::debug!(%error, "write to keeper");
+                    break Over::Closed;
+                }
+            }
+            () = life.ended() => break Over::Dead,
+        }
+    };
+    if matches!(over, Over::Dead | Over::Closed) {
+        // What it said last: after the end of the other side this finds an end.
+        while let Ok(Ok(Some(message))) =
+            tokio::time::timeout(Duration::from_millis(10), link.receive()).await
+        {
+            take(shared, link.life.pid, &mut waiting, message);
+        }
+    }
+    for waiting in waiting.into_values() {
+        match waiting {
+            Waiting::Start(_, reply) => drop(reply.send(Err(keeper_gone()))),
+            Waiting::Request(reply) => drop(reply.send(Err(keeper_gone()))),
+        }
+    }
+    over
+}
+
+async fn send(
+    shared: &Arc<Shared>,
+    link: &mut Link,
+    waiting: &mut HashMap<u64, Waiting>,
+    ask: Ask,
+) -> io::Result<()> {
+    let (request, who) = match ask {
+        Ask::Start { id, launch, reply } => {
+            let container = id.clone();
+            (
+                Request::Start { container, launch },
+                Waiting::Start(id, reply),
+            )
+        }
+        Ask::Request { request, reply } => (request, Waiting::Request(reply)),
+        Ask::Adopt { reply } => {
+            // The link is served only after a resync: the members are what is held.
+            drop(reply.send(Ok(shared.running())));
+            return Ok(());
+        }
+    };
+    match link.send(request).await {
+        Ok(id) => {
+            waiting.insert(id, who);
+            Ok(())
+        }
+        // Dropping `who` refuses it.
+        Err(error) => Err(error),
+    }
+}
+
+fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, message: Message) {
+    match message.content {
+        FromKeeper::Event {
+            event: Event::Exited { id, exit },
+        } => {
+            let member = lock(&shared.members).get(&id).cloned();
+            if let Some(member) = member {
+                member.exited(exit_of(exit));
+            }
+        }
+        FromKeeper::Answer { id, answer } => match (waiting.remove(&id), answer) {
+            (Some(Waiting::Start(id, reply)), answer) => {
+                let started = match answer {
+                    Answer::Started(held) => take_two(&mut message.fds.into_iter())
+                        .map(|fds| shared.watch_over(held, fds, keeper))
+                        .map_err(|error| internal(&format!("start {id}: {error}"))),
+                    Answer::Refused(refusal) => Err(explain(&refusal)),
+                    other => Err(internal(&format!(
+                        "the keeper answered start with {other:?}"
+                    ))),
+                };
+                if let Err(Ok(orphan)) = reply.send(started) {
+                    // Nobody waits for it any more: a container that nobody knows of must not live.
+                    let member = lock(&shared.members).get(&orphan.id).cloned();
+                    member.inspect(|member| shared.kill_directly(member));
+                }
+            }
+            (Some(Waiting::Request(reply)), answer) => {
+                let answer = match answer {
+                    Answer::Refused(refusal) => Err(explain(&refusal)),
+                    answer => Ok(answer),
+                };
+                // Who asked may have gone.
+                drop(reply.send(answer));
+            }
+            (None, answer) => tracing::warn!(id, ?answer, "the keeper answered what nobody asked"),
+        },
+    }
+}
+
+impl Shared {
+    fn running(&self) -> Vec<Running> {
+        let members = lock(&self.members);
+        let mut running: Vec<_> = members
+            .values()
+            .map(|member| member.running.clone())
+            .collect();
+        running.sort_by(|one, other| one.id.cmp(&other.id));
+        running
+    }
+
+    /// Takes a container into care: from here on its death is reported, once.
+    fn watch_over(self: &Arc<Self>, held: Held, fds: (OwnedFd, OwnedFd), keeper: u32) -> Running {
+        for note in &held.notes {
+            tracing::warn!(id = %held.id, note, "a container is not all that was asked for");
+        }
+        let running = Running {
+            id: held.id.clone(),
+            pid: held.pid,
+            started: held.started,
+        };
+        let member = Arc::new(Member {
+            running: running.clone(),
+            pidfd: Arc::new(fds.0),
+            control: fds.1,
+            exit: tokio::sync::watch::Sender::new(None),
+            keeper,
+        });
+        lock(&self.members).insert(held.id, member.clone());
+        tokio::spawn(self.clone().see_die(member));
+        running
+    }
+
+    async fn see_die(self: Arc<Self>, member: Arc<Member>) {
+        let id = member.running.id.clone();
+        while let Err(error) = self.prove_dead(&member).await {
+            tracing::error!(%id, %error, "prove a container dead");
+            tokio::time::sleep(PROVE_AGAIN).await;
+        }
+        let exit = member.said().await;
+        lock(&self.members).remove(&id);
+        self.report(RuntimeEvent::Dead {
+            id: id.clone(),
+            exit,
+        });
+        self.mention(Request::Forget { ids: vec![id] });
+    }
+
+    async fn prove_dead(&self, member: &Member) -> io::Result<()> {
+        member.dead().await?;
+        self.walls.emptied(member).await
+    }
+
+    fn keeper_lost(&self, life: &KeeperLife) {
+        self.report(RuntimeEvent::KeeperLost);
+        let orphans: Vec<_> = {
+            let members = lock(&self.members);
+            let orphans = members.values().filter(|member| member.keeper == life.pid);
+            orphans.cloned().collect()
+        };
+        for orphan in orphans {
+            // The kernel has killed it with its keeper; this is for the case that it has not.
+            self.kill_directly(&orphan);
+            orphan.exited(Exit::Unknown);
+        }
+    }
+
+    /// Ends and removes what an earlier run left. The end is waited for, the removal is not.
+    async fn end_leftovers(self: Arc<Self>, mut held: BTreeSet<ContainerId>) {
+        // Those of a keeper before, that are still dying.
+        held.extend(lock(&self.members).keys().cloned());
+        let shared = self.clone();
+        let found = blocking(move || shared.walls.leftovers(&held)).await;
+        let leftovers = match found {
+            Ok(Ok(leftovers)) => leftovers,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "end what an earlier run left");
+                return;
+            }
+            Err(refusal) => {
+                tracing::error!(%refusal, "end what an earlier run left");
+                return;
+            }
+        };
+        if leftovers.is_empty() {
+            return;
+        }
+        tracing::info!(
+            containers = leftovers.len(),
+            "removing what an earlier run left"
+        );
+        drop(tokio::task::spawn_blocking(move || {
+            for id in leftovers {
+                if let Err(error) = self.remove(&id) {
+                    tracing::warn!(%id, %error, "remove what an earlier run left");
+                }
+            }
+        }));
+    }
+}
+
+fn internal(message: &str) -> Refusal {
+    Refusal::new(RefusalCode::Internal, message)
+}
+
+/// A keeper's refusal, as a client sees it.
+pub(super) fn explain(refusal: &KeeperRefusal) -> Refusal {
+    let code = match refusal.code {
+        KeeperRefusalCode::BadMessage | KeeperRefusalCode::DeadlineTooFar => RefusalCode::Internal,
+        KeeperRefusalCode::NoDeadline
+        | KeeperRefusalCode::PastDeadline
+        | KeeperRefusalCode::GoingDown => RefusalCode::Fenced,
+        KeeperRefusalCode::StaleEpoch => RefusalCode::NotOwner,
+        KeeperRefusalCode::NotRunning => RefusalCode::NotRunning,
+        KeeperRefusalCode::CommandNotFound | KeeperRefusalCode::CommandNotExecutable => {
+            RefusalCode::CommandNotFound
+        }
+        KeeperRefusalCode::ImageMissing => RefusalCode::ImageNotFound,
+        KeeperRefusalCode::DiskFull => RefusalCode::DiskFull,
+        KeeperRefusalCode::Unsupported
+        | KeeperRefusalCode::LimitReached
+        | KeeperRefusalCode::TimedOut
+        | KeeperRefusalCode::Failed => RefusalCode::StartFailed,
+    };
+    let message = match code {
+        RefusalCode::DiskFull => format!("no space is left for the container's files: {refusal}"),
+        _ => refusal.to_string(),
+    };
+    Refusal::new(code, message)
+}

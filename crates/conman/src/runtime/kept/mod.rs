@@ -1,0 +1,349 @@
+//! Containers that a keeper holds: what the native and the process runtime have in common.
+//!
+//! ```text
+//!            ┌────────────── driver (one task): the connection to the keeper ──────────────┐
+//!  start ──► │ Start ─► Started + fds ─► a Member: its PID 1's pidfd, its init's socket     │
+//!            │                            │                                                 │
+//!            │              watcher (one task each): pidfd readable ─► cgroup empty ─► Dead │
+//!            │ Exited ─► the exit code for it                                               │
+//!            └─ keeper lost: every watcher goes on by itself, with no exit code to come ────┘
+//! ```
+//!
+//! A death needs no word of the keeper's: the watcher sees the pidfd and the cgroup itself. The keeper only
+//! adds how the program ended, and is waited for a moment at most.
+//!
+//! What differs between the runtimes (what is prepared, proven and removed) is behind [`Walls`].
+
+mod driver;
+mod exec;
+mod link;
+mod logs;
+mod member;
+mod record;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use model::api::{Refusal, RefusalCode};
+use model::id::ContainerId;
+use model::time::BootTime;
+use model::wire::keeper::{Answer, Launch, Request};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+pub(super) use self::member::Member;
+pub(super) use self::record::{PortMap, Record};
+use super::layout::{Layout, RuntimeOptions};
+use super::{
+    Exec, ExecOutput, LogFiles, Running, Runtime, RuntimeEvent, StartRequest, Terminal,
+    keeper_gone, not_running, still_alive,
+};
+
+/// How long the keeper may take to confirm that it has sent the kills, before conman sends them itself.
+const KILL_WORD_MAX: Duration = Duration::from_millis(100);
+
+/// What a keeper's containers are made of. Blocking unless it says otherwise.
+pub(super) trait Walls: Send + Sync + 'static {
+    /// Prepares everything that must exist before the keeper starts the container.
+    fn prepare(&self, request: &StartRequest) -> Result<(Launch, Record), Refusal>;
+
+    /// SIGKILL to everything in it, without the keeper.
+    fn kill(&self, member: &Member) -> std::io::Result<()>;
+
+    /// Ends when nothing of a container whose PID 1 is dead is left; ends what is.
+    fn emptied<'a>(&'a self, member: &'a Member) -> BoxFuture<'a, std::io::Result<()>>;
+
+    /// Connects to a port of a running container.
+    fn dial<'a>(
+        &'a self,
+        member: &'a Member,
+        record: &'a Record,
+        port: u16,
+    ) -> BoxFuture<'a, Result<TcpStream, Refusal>>;
+
+    /// Removes what a dead container left.
+    fn remove(&self, id: &ContainerId) -> std::io::Result<()>;
+
+    /// What an earlier run of this host left, without what is held: killed and proven dead, to be removed.
+    fn leftovers(&self, held: &BTreeSet<ContainerId>) -> std::io::Result<BTreeSet<ContainerId>>;
+}
+
+/// A runtime on real processes, held by a keeper. Made by `native::open` or `process::open`.
+pub struct Kept {
+    shared: Arc<Shared>,
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<RuntimeEvent>>>,
+    driver: tokio::task::AbortHandle,
+}
+
+pub(super) struct Shared {
+    walls: Arc<dyn Walls>,
+    layout: Layout,
+    members: Mutex<HashMap<ContainerId, Arc<Member>>>,
+    records: Mutex<HashMap<ContainerId, Arc<Record>>>,
+    events: mpsc::UnboundedSender<RuntimeEvent>,
+    asks: mpsc::UnboundedSender<Ask>,
+}
+
+/// What the driver is asked to say to the keeper.
+enum Ask {
+    Start {
+        id: ContainerId,
+        launch: Box<Launch>,
+        reply: oneshot::Sender<Result<Running, Refusal>>,
+    },
+    Request {
+        request: Request,
+        reply: oneshot::Sender<Result<Answer, Refusal>>,
+    },
+    /// What is held, once it is known.
+    Adopt {
+        reply: oneshot::Sender<Result<Vec<Running>, Refusal>>,
+    },
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is done under these locks that could panic half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kept {
+    /// Begins to look for the keeper. Must be called within tokio.
+    pub(super) fn new(walls: Arc<dyn Walls>, options: &RuntimeOptions) -> Self {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let (asks, asked) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            walls,
+            layout: Layout::new(options),
+            members: Mutex::default(),
+            records: Mutex::default(),
+            events,
+            asks,
+        });
+        let driver = driver::drive(shared.clone(), options.keeper_socket.clone(), asked);
+        Self {
+            shared,
+            receiver: Mutex::new(Some(receiver)),
+            driver: tokio::spawn(driver).abort_handle(),
+        }
+    }
+
+    async fn start_now(&self, request: StartRequest) -> Result<Running, Refusal> {
+        let id = request.id.clone();
+        let shared = self.shared.clone();
+        let prepared = blocking(move || shared.walls.prepare(&request)).await?;
+        let (launch, record) = prepared?;
+        lock(&self.shared.records).insert(id.clone(), Arc::new(record));
+        let (reply, started) = oneshot::channel();
+        let ask = Ask::Start {
+            id: id.clone(),
+            launch: Box::new(launch),
+            reply,
+        };
+        let result = self.shared.tell(ask, started).await;
+        if result.is_err() {
+            lock(&self.shared.records).remove(&id);
+        }
+        result
+    }
+
+    async fn kill_now(&self, ids: Vec<ContainerId>) -> Result<(), Refusal> {
+        let members: Vec<_> = {
+            let held = lock(&self.shared.members);
+            ids.iter().filter_map(|id| held.get(id).cloned()).collect()
+        };
+        if members.is_empty() {
+            return Ok(());
+        }
+        let request = Request::Kill { ids };
+        let told = tokio::time::timeout(KILL_WORD_MAX, self.shared.request(request)).await;
+        if matches!(told, Ok(Ok(_))) {
+            return Ok(());
+        }
+        // A keeper that is stopped or gone must not keep anything alive.
+        for member in members {
+            self.shared.kill_directly(&member);
+        }
+        Ok(())
+    }
+
+    async fn dial_now(&self, id: &ContainerId, port: u16) -> Result<TcpStream, Refusal> {
+        let member = self.shared.member(id)?;
+        let record = self.shared.record(id).await?;
+        self.shared.walls.dial(&member, &record, port).await
+    }
+
+    async fn cleanup_now(&self, id: ContainerId) -> Result<(), Refusal> {
+        if lock(&self.shared.members).contains_key(&id) {
+            return Err(still_alive(&id));
+        }
+        lock(&self.shared.records).remove(&id);
+        let shared = self.shared.clone();
+        let done = blocking(move || shared.remove(&id)).await?;
+        done.map_err(|error| {
+            Refusal::new(
+                RefusalCode::Internal,
+                format!("clean up container: {error}"),
+            )
+        })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // The connection closes; the containers live on, for the next conman to adopt.
+        self.driver.abort();
+    }
+}
+
+impl Shared {
+    fn member(&self, id: &ContainerId) -> Result<Arc<Member>, Refusal> {
+        let member = lock(&self.members).get(id).cloned();
+        member.ok_or_else(|| not_running(id))
+    }
+
+    async fn record(&self, id: &ContainerId) -> Result<Arc<Record>, Refusal> {
+        if let Some(record) = lock(&self.records).get(id) {
+            return Ok(record.clone());
+        }
+        // Adopted: it was started by an earlier conman.
+        let path = self.layout.record(id);
+        let read = blocking(move || Record::read(&path)).await?;
+        let record = Arc::new(read.map_err(|error| {
+            Refusal::new(
+                RefusalCode::Internal,
+                format!("read record of {id}: {error}"),
+            )
+        })?);
+        if lock(&self.members).contains_key(id) {
+            lock(&self.records).insert(id.clone(), record.clone());
+        }
+        Ok(record)
+    }
+
+    async fn tell<T>(
+        &self,
+        ask: Ask,
+        answer: oneshot::Receiver<Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        if self.asks.send(ask).is_err() {
+            return Err(keeper_gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(keeper_gone()))
+    }
+
+    async fn request(&self, request: Request) -> Result<Answer, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Ask::Request { request, reply }, answer).await
+    }
+
+    /// Sends a request whose answer changes nothing.
+    fn mention(&self, request: Request) {
+        let (reply, _) = oneshot::channel();
+        // Without a driver there is no keeper to hear it.
+        let _ = self.asks.send(Ask::Request { request, reply });
+    }
+
+    fn kill_directly(&self, member: &Member) {
+        if let Err(error) = self.walls.kill(member) {
+            tracing::error!(id = %member.running.id, %error, "kill container");
+        }
+    }
+
+    fn report(&self, event: RuntimeEvent) {
+        // Nobody listens while the process ends.
+        let _ = self.events.send(event);
+    }
+
+    fn remove(&self, id: &ContainerId) -> std::io::Result<()> {
+        self.walls.remove(id)?;
+        logs::remove_older(&self.layout.logs(id))?;
+        match std::fs::remove_file(self.layout.record(id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Runs what may wait for the disk or for cgroup locks where it delays nobody else.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Refusal::new(RefusalCode::Internal, format!("runtime: {error}")))
+}
+
+impl Runtime for Kept {
+    fn events(&self) -> Option<mpsc::UnboundedReceiver<RuntimeEvent>> {
+        lock(&self.receiver).take()
+    }
+
+    fn arm(&self, deadline: BootTime) -> BoxFuture<'_, Result<(), Refusal>> {
+        let armed = self.shared.request(Request::Arm { deadline });
+        armed.map(|answer| answer.map(drop)).boxed()
+    }
+
+    fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Running, Refusal>> {
+        self.start_now(request).boxed()
+    }
+
+    fn adopt(&self) -> BoxFuture<'_, Result<Vec<Running>, Refusal>> {
+        let (reply, adopted) = oneshot::channel();
+        self.shared.tell(Ask::Adopt { reply }, adopted).boxed()
+    }
+
+    fn terminate(&self, id: &ContainerId) -> BoxFuture<'_, Result<(), Refusal>> {
+        let alive = self.shared.member(id).map(drop);
+        let request = Request::Terminate { id: id.clone() };
+        async move {
+            alive?;
+            self.shared.request(request).await.map(drop)
+        }
+        .boxed()
+    }
+
+    fn kill(&self, ids: &[ContainerId]) -> BoxFuture<'_, Result<(), Refusal>> {
+        self.kill_now(ids.to_vec()).boxed()
+    }
+
+    fn exec(&self, id: &ContainerId, exec: Exec) -> BoxFuture<'_, Result<ExecOutput, Refusal>> {
+        let id = id.clone();
+        async move {
+            let member = self.shared.member(&id)?;
+            let record = self.shared.record(&id).await?;
+            exec::run(&member, &record, exec).await
+        }
+        .boxed()
+    }
+
+    fn shell(
+        &self,
+        id: &ContainerId,
+        columns: u16,
+        rows: u16,
+    ) -> BoxFuture<'_, Result<Terminal, Refusal>> {
+        let id = id.clone();
+        async move {
+            let member = self.shared.member(&id)?;
+            let record = self.shared.record(&id).await?;
+            exec::shell(&member, &record, columns, rows).await
+        }
+        .boxed()
+    }
+
+    fn dial(&self, id: &ContainerId, port: u16) -> BoxFuture<'_, Result<TcpStream, Refusal>> {
+        let id = id.clone();
+        async move { self.dial_now(&id, port).await }.boxed()
+    }
+
+    fn logs(&self, id: &ContainerId) -> LogFiles {
+        LogFiles(logs::in_order(self.shared.layout.log_files(id)))
+    }
+
+    fn cleanup(&self, id: &ContainerId) -> BoxFuture<'_, Result<(), Refusal>> {
+        self.cleanup_now(id.clone()).boxed()
+    }
+}
