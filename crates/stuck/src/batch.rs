@@ -268,6 +268,13 @@ fn name_of<'v>(value: Value<'v>, plan: &Plan) -> Option<&'v [u8]> {
 
 /// The beginning of a text, fit to be shown: in one line, without control characters.
 fn shortened(text: &[u8], bytes_max: usize) -> String {
+    let is_plain = |byte: &u8| (b' '..=b'~').contains(byte);
+    if text.len() <= bytes_max
+        && text.iter().all(is_plain)
+        && let Ok(text) = std::str::from_utf8(text)
+    {
+        return text.to_owned();
+    }
     let cut = &text[..text.len().min(bytes_max)];
     let mut shown: String = String::from_utf8_lossy(cut)
         .chars()

@@ -271,6 +271,11 @@ impl<'a> Engine<'a> {
             };
             counts.shown.push((input, Unparsed { line, ..unparsed }));
         }
+        let is_everybody_in = self.query.since.is_none() && self.query.until.is_none();
+        if is_everybody_in && !matches!(self.stage, Stage::Sorting(_)) {
+            self.entities
+                .add_all(batch.attempts.iter().map(|attempt| attempt.hash));
+        }
         for index in 0..batch.attempts.len() {
             let attempt = batch.attempts[index];
             let time = if attempt.is_of_day() {
@@ -320,7 +325,6 @@ impl<'a> Engine<'a> {
             _ => counts.last = Some(time),
         }
         counts.first = Some(counts.first.map_or(time, |first| first.min(time)));
-        self.entities.add(hash);
         if failure.is_some() {
             counts.failed += 1;
             self.ever_failed.add(hash);

@@ -54,9 +54,11 @@ impl Chunk {
     }
 
     fn reset(&mut self, index: u64, input: usize) {
-        self.bytes.clear();
-        // One huge line must not keep its memory for ever.
-        self.bytes.shrink_to(4 * CHUNK_BYTES);
+        // The bytes stay, since to read over them spares clearing; but one huge line must not keep its
+        // memory for ever.
+        if self.bytes.len() > 4 * CHUNK_BYTES {
+            self.bytes = Vec::new();
+        }
         self.numbers.clear();
         (
             self.index,
@@ -379,6 +381,7 @@ impl<'a> Source<'a> {
                     }
                 }
                 Open::Doc(reader) => {
+                    chunk.bytes.clear();
                     let is_more = reader.fill(chunk, CHUNK_BYTES).map_err(fail)?;
                     chunk.end = chunk.bytes.len();
                     if !is_more {
@@ -428,23 +431,29 @@ fn read_chunk(file: &File, chunk: &mut Chunk, from: u64, to: u64, length: u64) -
     let base = from.saturating_sub(1);
     let own = (to - base) as usize;
     let mut wanted = own + OVERLAP_BYTES;
+    let mut filled = 0;
     loop {
-        let have = chunk.bytes.len();
+        let have = filled;
         let wanted_in_file = wanted.min((length - base) as usize);
-        chunk.bytes.resize(wanted_in_file, 0);
-        let count = read_full_at(file, &mut chunk.bytes[have..], base + have as u64)?;
-        chunk.bytes.truncate(have + count);
-        let is_end = chunk.bytes.len() < wanted || base + chunk.bytes.len() as u64 >= length;
+        if chunk.bytes.len() < wanted_in_file {
+            chunk.bytes.resize(wanted_in_file, 0);
+        }
+        filled += read_full_at(
+            file,
+            &mut chunk.bytes[have..wanted_in_file],
+            base + have as u64,
+        )?;
+        let bytes = &chunk.bytes[..filled];
+        let is_end = filled < wanted || base + filled as u64 >= length;
         if have == 0 {
             chunk.start = if from == 0 {
-                if chunk.bytes.starts_with(b"\xEF\xBB\xBF") {
+                if bytes.starts_with(b"\xEF\xBB\xBF") {
                     3
                 } else {
                     0
                 }
             } else {
-                let own_part = &chunk.bytes[..own.min(chunk.bytes.len())];
-                memchr::memchr(b'\n', own_part).map_or(own, |found| found + 1)
+                memchr::memchr(b'\n', &bytes[..own.min(filled)]).map_or(own, |found| found + 1)
             };
             if from > 0 && chunk.start >= own {
                 // No line begins here: the one before goes through.
@@ -452,17 +461,15 @@ fn read_chunk(file: &File, chunk: &mut Chunk, from: u64, to: u64, length: u64) -
                 break;
             }
         }
-        let search_from = own.saturating_sub(1).max(have).min(chunk.bytes.len());
-        if let Some(found) = memchr::memchr(b'\n', &chunk.bytes[search_from..]) {
+        let search_from = own.saturating_sub(1).max(have).min(filled);
+        if let Some(found) = memchr::memchr(b'\n', &bytes[search_from..]) {
             chunk.end = search_from + found + 1;
-        } else if is_end {
-            chunk.end = chunk.bytes.len();
-        } else if chunk.bytes.len() < own + LINE_BYTES_MAX + 1 {
-            wanted = chunk.bytes.len() * 2;
-            continue;
+        } else if is_end || filled > own + LINE_BYTES_MAX {
+            // The end of the file, or a line that is longer than any: what is there shows that.
+            chunk.end = filled;
         } else {
-            // Longer than any line: what is there is enough to see that.
-            chunk.end = chunk.bytes.len();
+            wanted = filled * 2;
+            continue;
         }
         break;
     }

@@ -259,7 +259,7 @@ fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
     let &[h1, h2, c1, m1, m2, c2, s1, s2] = text.first_chunk::<8>()?;
     let pair = |tens: u8, ones: u8| -> Option<i64> {
         let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
-        (tens < 10 && ones < 10).then_some(i64::from(tens * 10 + ones))
+        (tens < 10 && ones < 10).then(|| i64::from(tens * 10 + ones))
     };
     let (hours, minutes, seconds) = (pair(h1, h2)?, pair(m1, m2)?, pair(s1, s2)?);
     // A leap second is written as 60; it shares the first second of the next minute.
@@ -272,6 +272,14 @@ fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
         return Some((whole, rest));
     }
     let fraction = &rest[1..];
+    // Six digits and a `Z` are what most programs write.
+    if let Some(&[d1, d2, d3, d4, d5, d6, next]) = fraction.first_chunk::<7>()
+        && !next.is_ascii_digit()
+        && let (Some(high), Some(middle), Some(low)) = (pair(d1, d2), pair(d3, d4), pair(d5, d6))
+    {
+        let microseconds = (high * 100 + middle) * 100 + low;
+        return Some((whole + microseconds * 1_000, &fraction[6..]));
+    }
     let mut nanoseconds = 0;
     let mut unit = SECOND / 10;
     let mut length = 0;
@@ -397,6 +405,7 @@ mod tests {
                 "2024-01-02T01:04:05.123456789Z",
             ),
             ("2024-01-02 03:04:05,678", "2024-01-02T03:04:05.678Z"),
+            ("2024-01-02 03:04:05.678 UTC", "2024-01-02T03:04:05.678Z"),
             ("2024/01/02 03:04:05", "2024-01-02T03:04:05Z"),
             ("2024-02-29 03:04:05 +0530", "2024-02-28T21:34:05Z"),
             ("2024-02-29 03:04:05 UTC", "2024-02-29T03:04:05Z"),

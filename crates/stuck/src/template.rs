@@ -114,10 +114,32 @@ fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
 }
 
 /// The length of a string up to its closing quote; `None` when there is none or an escape is before it.
+///
+/// Most strings are short: the first bytes are looked at here, eight at a time, before the search that
+/// is made for long ones is called.
 #[inline]
 fn text_length(text: &[u8]) -> Option<usize> {
-    let end = memchr::memchr2(b'"', b'\\', text)?;
+    for (index, word) in text.chunks_exact(8).take(3).enumerate() {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(word);
+        let hits = bytes_equal(u64::from_le_bytes(eight), b'"')
+            | bytes_equal(u64::from_le_bytes(eight), b'\\');
+        if hits != 0 {
+            let end = index * 8 + (hits.trailing_zeros() / 8) as usize;
+            return (text[end] == b'"').then_some(end);
+        }
+    }
+    let skipped = text.len().min(24) & !7;
+    let end = skipped + memchr::memchr2(b'"', b'\\', &text[skipped..])?;
     (text[end] == b'"').then_some(end)
+}
+
+/// A bit in each byte of the word that equals `byte`; bits above the lowest may be wrong.
+#[inline]
+fn bytes_equal(word: u64, byte: u8) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let zeroed = word ^ (ONES * u64::from(byte));
+    zeroed.wrapping_sub(ONES) & !zeroed & (ONES << 7)
 }
 
 /// The length and kind of a value without quotes, by JSON's grammar.
@@ -214,6 +236,13 @@ mod tests {
                     }
                 }
             }
+        }
+
+        #[test]
+        fn text_length_is_a_search(text in r#"[a-z\x80-\xff]{0,40}["\\]?[a"\\]{0,9}"#) {
+            let text = text.as_bytes();
+            let found = text.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+            prop_assert_eq!(text_length(text), found.filter(|&end| text[end] == b'"'));
         }
 
         #[test]

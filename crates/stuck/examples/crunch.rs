@@ -1,0 +1,13 @@
+//! The report alone, as JSON and without options, for profiling: `crunch FILE…`.
+
+use std::path::PathBuf;
+
+use stuck::{query::Query, report, run, tracker::NoSink};
+
+fn main() -> anyhow::Result<()> {
+    let names: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let inputs = run::open_inputs(&names)?;
+    let found = run::run(&Query::default(), &inputs, &mut NoSink, &|_| {})?;
+    println!("{}", report::json::report(&found));
+    Ok(())
+}
