@@ -28,6 +28,14 @@ pub struct RuntimeOptions {
     pub witness: Option<PathBuf>,
 }
 
+impl RuntimeOptions {
+    /// The fleet's name on this machine, `conman-<hash of the state directory>`: what its cgroups and
+    /// marks have in common, and no other fleet's.
+    pub fn fleet(&self) -> String {
+        format!("conman-{}", instance(&self.state))
+    }
+}
+
 /// The paths of one host.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -85,7 +93,7 @@ pub(super) fn parse_id(text: &str) -> Option<ContainerId> {
 }
 
 /// The short name of a fleet on this machine: a hash of where its state is, the same for every process.
-pub(super) fn instance(state: &Path) -> String {
+fn instance(state: &Path) -> String {
     // FNV-1a: stable between builds, which std's hasher does not promise.
     let path = state.canonicalize().unwrap_or_else(|_| state.to_owned());
     let hash = path

@@ -28,7 +28,7 @@ use super::cgroup::{Cgroups, Mounts};
 use super::dial::Dialer;
 use super::image::{HOME, Images};
 use super::kept::{Kept, Member, Record, Walls};
-use super::layout::{Layout, RuntimeOptions, instance, parse_id};
+use super::layout::{Layout, RuntimeOptions, parse_id};
 use super::{StartRequest, not_listening, not_running};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -47,6 +47,14 @@ struct Native {
 /// # Errors
 /// When the state directory or the cgroup trees cannot be written.
 pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
+    open_on(options, this_machine()?)
+}
+
+/// As [`open`], on some of the machine's cgroup trees only.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
     let layout = Layout::new(options);
     make_private(&layout.state)?;
     make_private(&layout.workspaces)?;
@@ -57,7 +65,7 @@ pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
     ] {
         std::fs::create_dir_all(directory)?;
     }
-    let cgroups = cgroups(options)?;
+    let cgroups = cgroups(options, mounts)?;
     for controller in cgroups.unlimited() {
         tracing::warn!(
             controller = controller.as_str(),
@@ -81,7 +89,7 @@ pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
 /// The first thing that could not be removed.
 pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
     let layout = Layout::new(options);
-    let cgroups = cgroups(options)?;
+    let cgroups = cgroups(options, this_machine()?)?;
     let left = end_all(&cgroups, &layout, &BTreeSet::new())?;
     for id in &left {
         cgroups.remove(id)?;
@@ -93,12 +101,17 @@ pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
     Ok(())
 }
 
-fn cgroups(options: &RuntimeOptions) -> io::Result<Cgroups> {
-    let mounts = Mounts::parse(&std::fs::read_to_string("/proc/self/mountinfo")?);
+fn this_machine() -> io::Result<Mounts> {
+    Ok(Mounts::parse(&std::fs::read_to_string(
+        "/proc/self/mountinfo",
+    )?))
+}
+
+fn cgroups(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Cgroups> {
     if mounts == Mounts::default() {
         return Err(io::Error::other("no cgroup tree is mounted"));
     }
-    Cgroups::prepare(mounts, &instance(&options.state), &options.host)
+    Cgroups::prepare(mounts, &options.fleet(), &options.host)
 }
 
 impl Native {

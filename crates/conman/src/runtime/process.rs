@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 
 use super::image::check_directory;
 use super::kept::{Kept, Member, PortMap, Record, Walls};
-use super::layout::{Layout, RuntimeOptions, instance};
+use super::layout::{Layout, RuntimeOptions};
 use super::native::{
     base_environment, cannot_prepare, log_plan, make_private, named_in, witness_plan,
 };
@@ -39,7 +39,7 @@ const MARK: &str = "CONMAN_CONTAINER";
 struct Process {
     layout: Layout,
     witness: Option<PathBuf>,
-    /// `<instance>/<host>/`.
+    /// `<fleet>/<host>/`.
     mark: String,
 }
 
@@ -61,7 +61,7 @@ pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
     let process = Process {
         layout,
         witness: options.witness.clone(),
-        mark: format!("{}/{}/", instance(&options.state), options.host),
+        mark: format!("{}/{}/", options.fleet(), options.host),
     };
     Ok(Kept::new(Arc::new(process), options))
 }

@@ -46,7 +46,7 @@ pub struct Cgroups {
     mounts: Mounts,
     /// The controllers that limit through v2.
     v2_limits: BTreeSet<Controller>,
-    /// `conman-<instance>`.
+    /// [`super::RuntimeOptions::fleet`].
     fleet: String,
     host: HostId,
 }
@@ -65,11 +65,11 @@ impl Cgroups {
     ///
     /// # Errors
     /// When the trees cannot be written: not root, or a read-only mount.
-    pub fn prepare(mounts: Mounts, instance: &str, host: &HostId) -> io::Result<Self> {
+    pub fn prepare(mounts: Mounts, fleet: &str, host: &HostId) -> io::Result<Self> {
         let mut cgroups = Self {
             mounts,
             v2_limits: BTreeSet::new(),
-            fleet: format!("conman-{instance}"),
+            fleet: fleet.to_owned(),
             host: host.clone(),
         };
         for directory in cgroups.host_directories() {

@@ -32,7 +32,7 @@ fn prepared(root: &tempfile::TempDir) -> Cgroups {
         v2: Some(root.path().to_owned()),
         v1: Default::default(),
     };
-    Cgroups::prepare(mounts, "t", &host()).unwrap()
+    Cgroups::prepare(mounts, "conman-t", &host()).unwrap()
 }
 
 fn text(root: &tempfile::TempDir, path: &str) -> String {
@@ -100,7 +100,7 @@ fn a_tree_that_cannot_be_written_is_an_error_with_its_path() {
         v2: Some(root.path().join("none")),
         v1: Default::default(),
     };
-    let error = Cgroups::prepare(mounts, "t", &host()).unwrap_err();
+    let error = Cgroups::prepare(mounts, "conman-t", &host()).unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
 }
 
@@ -115,8 +115,8 @@ impl Drop for Child {
 }
 
 /// Runs on whatever this machine has: pure v2, hybrid or v1. Without root there is nothing to test.
-async fn on_this_machine(mounts: Mounts, instance: &str) {
-    let Ok(cgroups) = Cgroups::prepare(mounts.clone(), instance, &host()) else {
+async fn on_this_machine(mounts: Mounts, fleet: &str) {
+    let Ok(cgroups) = Cgroups::prepare(mounts.clone(), fleet, &host()) else {
         assert!(
             !rustix::process::geteuid().is_root(),
             "root may make cgroups"
@@ -179,7 +179,11 @@ fn this_machine() -> Mounts {
 
 #[tokio::test]
 async fn this_machines_trees() {
-    on_this_machine(this_machine(), &format!("test-{}", std::process::id())).await;
+    on_this_machine(
+        this_machine(),
+        &format!("conman-test-{}", std::process::id()),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -189,6 +193,6 @@ async fn this_machines_v1_alone() {
         ..this_machine()
     };
     if !mounts.v1.is_empty() {
-        on_this_machine(mounts, &format!("test1-{}", std::process::id())).await;
+        on_this_machine(mounts, &format!("conman-test1-{}", std::process::id())).await;
     }
 }

@@ -237,6 +237,9 @@ impl Fake {
     pub fn lose_keeper(&self) {
         let (was_there, ids) = self.with(|state| {
             state.deadline = None;
+            if let Some(timer) = state.deadline_enforced.take() {
+                timer.abort();
+            }
             (
                 state.keeper.take().is_some(),
                 state.containers.keys().cloned().collect::<Vec<_>>(),
@@ -337,6 +340,12 @@ impl Fake {
                 return Err(refusal);
             }
             state.check_keeper()?;
+            if state.deadline.is_none() {
+                return Err(Refusal::new(
+                    RefusalCode::Fenced,
+                    "no deadline was armed yet",
+                ));
+            }
             if state
                 .epochs_seen
                 .get(&id.repl)

@@ -3,6 +3,13 @@
 use super::*;
 use model::spec::Spec;
 
+/// A fake with a keeper that is armed.
+async fn armed() -> Fake {
+    let fake = Fake::new();
+    fake.arm(BootTime(u64::MAX)).await.unwrap();
+    fake
+}
+
 fn request(name: &str, epoch: u64, command: &[&str]) -> StartRequest {
     let spec = serde_json::json!({"command": command, "port": 80});
     StartRequest {
@@ -16,14 +23,14 @@ fn request(name: &str, epoch: u64, command: &[&str]) -> StartRequest {
 
 #[tokio::test]
 async fn a_start_waits_at_the_gate() {
-    let fake = Fake::new();
+    let fake = armed().await;
     fake.hold_starts();
     let wanted = request("a", 1, &["server"]);
     let start = tokio::spawn({
         let (fake, wanted) = (fake.clone(), wanted.clone());
         async move { fake.start(wanted).await }
     });
-    fake.until(|fake| fake.calls() == [Call::Start(wanted.id.clone())])
+    fake.until(|fake| fake.calls().last() == Some(&Call::Start(wanted.id.clone())))
         .await;
     assert!(!start.is_finished());
     assert_eq!(fake.alive(), []);
@@ -34,7 +41,7 @@ async fn a_start_waits_at_the_gate() {
 
 #[tokio::test]
 async fn a_scripted_failure_comes_once() {
-    let fake = Fake::new();
+    let fake = armed().await;
     fake.fail_next_start(Refusal::new(RefusalCode::DiskFull, "full"));
     let refused = fake.start(request("a", 1, &["server"])).await.unwrap_err();
     assert_eq!(refused.code, RefusalCode::DiskFull);
@@ -43,8 +50,12 @@ async fn a_scripted_failure_comes_once() {
 
 #[tokio::test]
 async fn a_held_death_is_reported_later_and_once() {
-    let fake = Fake::new();
+    let fake = armed().await;
     let mut events = fake.events().unwrap();
+    assert!(matches!(
+        events.recv().await.unwrap(),
+        RuntimeEvent::KeeperConnected { .. }
+    ));
     let id = fake.start(request("a", 1, &["server"])).await.unwrap().id;
     fake.hold_deaths();
     fake.kill(std::slice::from_ref(&id)).await.unwrap();
@@ -61,7 +72,7 @@ async fn a_held_death_is_reported_later_and_once() {
 
 #[tokio::test]
 async fn a_dead_container_breaks_its_connections() {
-    let fake = Fake::new();
+    let fake = armed().await;
     let id = fake.start(request("a", 1, &["server"])).await.unwrap().id;
     let stream = fake.dial(&id, 80).await.unwrap();
     stream.writable().await.unwrap();
@@ -79,8 +90,12 @@ async fn a_dead_container_breaks_its_connections() {
 
 #[tokio::test]
 async fn a_lost_keeper_takes_everything_with_it() {
-    let fake = Fake::new();
+    let fake = armed().await;
     let mut events = fake.events().unwrap();
+    assert!(matches!(
+        events.recv().await.unwrap(),
+        RuntimeEvent::KeeperConnected { .. }
+    ));
     let id = fake.start(request("a", 1, &["server"])).await.unwrap().id;
     fake.lose_keeper();
     assert_eq!(events.recv().await.unwrap(), RuntimeEvent::KeeperLost);
@@ -95,5 +110,8 @@ async fn a_lost_keeper_takes_everything_with_it() {
         events.recv().await.unwrap(),
         RuntimeEvent::KeeperConnected { .. }
     ));
+    let refused = fake.start(request("a", 2, &["server"])).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Fenced);
+    fake.arm(BootTime(u64::MAX)).await.unwrap();
     fake.start(request("a", 2, &["server"])).await.unwrap();
 }

@@ -27,6 +27,9 @@ use crate::runtime::ready;
 /// How long to wait for news of the socket's directory before the socket is tried again all the same.
 const SEEK_AGAIN: Duration = Duration::from_millis(100);
 
+/// The same after a first try that found a socket on which nobody listens yet; doubled at each further one.
+const REFUSED_AGAIN: Duration = Duration::from_millis(1);
+
 /// How long a keeper may take to say hello. One that is stopped is tried again later.
 const HELLO_MAX: Duration = Duration::from_secs(5);
 
@@ -73,10 +76,17 @@ impl Link {
     pub(super) async fn seek(path: &Path) -> Self {
         let mut news = SocketNews::new(path);
         let mut told = None;
+        let mut refused_again = REFUSED_AGAIN;
         loop {
             match tokio::time::timeout(HELLO_MAX, Self::open(path)).await {
                 Ok(Ok(link)) => return link,
-                Ok(Err(error)) if is_absent(&error) => {}
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    // Bound, and not listening: any moment now, or left by a dead keeper.
+                    tokio::time::sleep(refused_again).await;
+                    refused_again = SEEK_AGAIN.min(refused_again * 2);
+                    continue;
+                }
+                Ok(Err(error)) if is_absent(&error) => refused_again = REFUSED_AGAIN,
                 other => {
                     let why = match other {
                         Ok(Err(error)) => error.to_string(),
@@ -170,7 +180,7 @@ impl Link {
 fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::UnexpectedEof
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
     ) || error.raw_os_error() == Some(libc::ESRCH)
 }
 
@@ -188,8 +198,7 @@ impl SocketNews {
         }
     }
 
-    /// Ends at the next news, or after [`SEEK_AGAIN`]: a socket file that is there does not tell when its
-    /// owner begins to listen.
+    /// Ends at the next news, or after [`SEEK_AGAIN`] for the case that there is none to be had.
     async fn wait(&mut self) {
         if self.inotify.is_none() {
             self.inotify = self.watch().ok();
