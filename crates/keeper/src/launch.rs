@@ -130,7 +130,7 @@ impl Launcher {
             }
             flags = NAMESPACES;
             walls = Some(Walls {
-                root,
+                root: Some(root),
                 hostname: plan.hostname.clone(),
                 seccomp: &native.seccomp,
             });

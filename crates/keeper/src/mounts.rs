@@ -193,12 +193,14 @@ impl Mounts {
             }
             refusal
         })?;
-        rustix::mount::fsmount(
+        let overlay = rustix::mount::fsmount(
             context.as_fd(),
             FsMountFlags::FSMOUNT_CLOEXEC,
             MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID,
         )
-        .step("mount overlay")
+        .step("mount overlay")?;
+        check_writable(&overlay, &work)?;
+        Ok(overlay)
     }
 
     fn make_upper(&self, path: &Path) -> Result<OwnedFd, KeeperRefusal> {
@@ -293,6 +295,21 @@ impl Mounts {
         }
         Ok(tree)
     }
+}
+
+/// An overlay that could not make what it needs in its work directory comes up read-only, without an error:
+/// for want of space, most likely. The same attempt tells which error it was.
+fn check_writable(overlay: &OwnedFd, work: &OwnedFd) -> Result<(), KeeperRefusal> {
+    let state = rustix::fs::fstatvfs(overlay).step("mount overlay")?;
+    if !state.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    rustix::fs::mkdirat(work, c"attempt", Mode::from_raw_mode(0o700)).step("mount overlay")?;
+    Err(refused(
+        KeeperRefusalCode::Failed,
+        "mount overlay",
+        "it came up read-only",
+    ))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

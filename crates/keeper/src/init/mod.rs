@@ -61,8 +61,8 @@ pub(crate) struct Birth<'a> {
 
 /// A native container's walls.
 pub(crate) struct Walls<'a> {
-    /// Its root, as detached mounts.
-    pub(crate) root: Root,
+    /// Its root, as detached mounts; taken when they are attached.
+    pub(crate) root: Option<Root>,
     /// Its host name.
     pub(crate) hostname: String,
     /// Its filter.
@@ -79,14 +79,14 @@ pub(crate) fn run(birth: Birth<'_>) -> ! {
 /// The init's own exit code when it could not do its work; the keeper goes by the report instead.
 const EXIT_BROKEN: i32 = 125;
 
-fn live(birth: Birth<'_>) -> i32 {
+fn live(mut birth: Birth<'_>) -> i32 {
     let mut keep: Vec<RawFd> = vec![0, 1, 2, birth.keeper.as_raw_fd(), birth.control.as_raw_fd()];
     birth.log.collect_fds(&mut keep);
     if let Some(witness) = &birth.witness {
         witness.collect_fds(&mut keep);
     }
-    if let Some(walls) = &birth.native {
-        walls.root.collect_fds(&mut keep);
+    if let Some(root) = birth.native.as_ref().and_then(|walls| walls.root.as_ref()) {
+        root.collect_fds(&mut keep);
     }
     if sys::close_all_but(&mut keep).is_err() {
         return EXIT_BROKEN;
@@ -95,7 +95,8 @@ fn live(birth: Birth<'_>) -> i32 {
         // The keeper is gone, or gave up before it said go.
         return EXIT_BROKEN;
     }
-    match make(&birth) {
+    let root = birth.native.as_mut().and_then(|walls| walls.root.take());
+    match make(&birth, root) {
         Ok(supervisor) => {
             let _ = packet::send_value(&birth.keeper, &FromInit::Started, &[]);
             supervisor.run()
@@ -108,14 +109,17 @@ fn live(birth: Birth<'_>) -> i32 {
 }
 
 /// Everything from go to the running program.
-fn make<'a>(birth: &'a Birth<'_>) -> Result<supervise::Supervisor<'a>, KeeperRefusal> {
+fn make<'a>(
+    birth: &'a Birth<'_>,
+    root: Option<Root>,
+) -> Result<supervise::Supervisor<'a>, KeeperRefusal> {
     // SIGPIPE stays ignored, as the keeper has it: a vanished reader is an error number here.
     sys::block_signals(SIGNALS).step("block signals")?;
     let signals = sys::signal_fd(SIGNALS).step("make signal fd")?;
-    if let Some(walls) = &birth.native {
+    if let (Some(walls), Some(root)) = (&birth.native, root) {
         privileges::become_root()?;
-        arm_death(birth)?;
-        root::make(walls)?;
+        arm_death(&birth.keeper)?;
+        root::make(root, &walls.hostname)?;
     } else {
         rustix::process::setsid().step("start a session")?;
         // Orphaned descendants come to this process, so that none gets out of its tree.
@@ -161,7 +165,7 @@ fn tie(birth: &Birth<'_>) -> spawn::Tie {
 }
 
 /// From here on the kernel kills this process when the keeper dies.
-fn arm_death(birth: &Birth<'_>) -> Result<(), KeeperRefusal> {
+fn arm_death(keeper: &OwnedFd) -> Result<(), KeeperRefusal> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .step("become not dumpable")?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -169,7 +173,7 @@ fn arm_death(birth: &Birth<'_>) -> Result<(), KeeperRefusal> {
     // A keeper that died before the signal was armed has closed its end by now: fds are closed before the
     // death signals are sent.
     let mut poll = [rustix::event::PollFd::new(
-        &birth.keeper,
+        keeper,
         rustix::event::PollFlags::IN,
     )];
     let now = rustix::event::Timespec {

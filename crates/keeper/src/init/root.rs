@@ -9,7 +9,6 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags};
 
-use super::Walls;
 use crate::failure::Step;
 use crate::mounts::{Root, attach};
 use crate::sys;
@@ -53,11 +52,11 @@ impl Root {
 }
 
 /// Makes it. The caller is root of its user namespace, and in new namespaces of every other kind.
-pub(super) fn make(walls: &Walls<'_>) -> Result<(), KeeperRefusal> {
+pub(super) fn make(root: Root, hostname: &str) -> Result<(), KeeperRefusal> {
     // SAFETY: this process has one thread, and no other shares its file system context.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
         .step("enter a cgroup namespace")?;
-    rustix::system::sethostname(walls.hostname.as_bytes()).step("set host name")?;
+    rustix::system::sethostname(hostname.as_bytes()).step("set host name")?;
     sys::loopback_up().step("bring up loopback")?;
 
     // While the host's are still in sight: the kernel gives them only to whom a whole one is visible already.
@@ -72,11 +71,11 @@ pub(super) fn make(walls: &Walls<'_>) -> Result<(), KeeperRefusal> {
     )
     .step("make /sys")?;
 
-    enter(&walls.root.overlay).step("change root")?;
+    enter(&root.overlay).step("change root")?;
 
     place(&proc, c"/proc")?;
     place(&sys, c"/sys")?;
-    place(&walls.root.devices, c"/dev")?;
+    place(&root.devices, c"/dev")?;
     let pts = new_mount(
         c"devpts",
         &[(c"mode", c"0620"), (c"ptmxmode", c"0666"), (c"gid", c"5")],
@@ -93,7 +92,7 @@ pub(super) fn make(walls: &Walls<'_>) -> Result<(), KeeperRefusal> {
     place(&shm, c"/dev/shm")?;
     let mqueue = new_mount(c"mqueue", &[], nosuid_noexec_nodev).step("make /dev/mqueue")?;
     place(&mqueue, c"/dev/mqueue")?;
-    for (mount, target) in &walls.root.binds {
+    for (mount, target) in &root.binds {
         make_directories(target).step("make mount point")?;
         attach(mount.as_fd(), target)
             .step("attach bind")

@@ -246,6 +246,14 @@ pub(crate) fn running(held: Held, fds: Vec<OwnedFd>) -> Running {
 }
 
 impl Running {
+    /// Runs a script without a terminal; what it writes comes back with how it ended.
+    pub(crate) fn script(&self, script: &str) -> (WireExit, String) {
+        let mut exec = Exec::start(&self.control, &["sh", "-c", script]);
+        drop(exec.stdin.take());
+        let output = exec.output();
+        (exec.exit(), output)
+    }
+
     /// Waits until PID 1 is dead.
     pub(crate) fn await_dead(&self) {
         await_readable(&self.pidfd);
@@ -253,6 +261,135 @@ impl Running {
 
     pub(crate) fn is_dead(&self) -> bool {
         is_readable_within(&self.pidfd, Duration::ZERO)
+    }
+}
+
+/// A command in a container, without a terminal.
+pub(crate) struct Exec {
+    pub(crate) channel: OwnedFd,
+    pub(crate) stdin: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+}
+
+pub(crate) fn exec_plan(command: &[&str], tty: Option<TtySize>) -> ExecPlan {
+    ExecPlan {
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        env: BTreeMap::from([("PATH".into(), "/usr/bin:/bin".into())]),
+        cwd: "/".into(),
+        tty,
+    }
+}
+
+pub(crate) fn channel() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("pair")
+}
+
+pub(crate) fn from_exec(channel: &OwnedFd) -> Option<(FromExec, Vec<OwnedFd>)> {
+    let (bytes, fds) = receive(channel)?;
+    Some((serde_json::from_slice(&bytes).expect("a message"), fds))
+}
+
+impl Exec {
+    /// Sends the command, without waiting for its start.
+    pub(crate) fn ask(control: &OwnedFd, command: &[&str]) -> Self {
+        let (mine, theirs) = channel();
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
+        let (stdin, stdin_mine) = pipe();
+        let (output, output_theirs) = pipe();
+        let plan = ToInit::Exec(exec_plan(command, None));
+        let fds = [&theirs, &stdin, &output_theirs, &output_theirs].map(AsFd::as_fd);
+        send(control, &plan, &fds);
+        Self {
+            channel: mine,
+            stdin: Some(stdin_mine),
+            output: Some(output),
+        }
+    }
+
+    pub(crate) fn start(control: &OwnedFd, command: &[&str]) -> Self {
+        let exec = Self::ask(control, command);
+        match from_exec(&exec.channel) {
+            Some((FromExec::Started { .. }, fds)) if fds.is_empty() => exec,
+            other => panic!("not started: {other:?}"),
+        }
+    }
+
+    /// All that it writes, until its end and that of all its children.
+    pub(crate) fn output(&mut self) -> String {
+        let mut text = String::new();
+        let output = self.output.take().expect("read once");
+        read_all(output, &mut text);
+        text
+    }
+
+    pub(crate) fn exit(&self) -> WireExit {
+        match from_exec(&self.channel) {
+            Some((FromExec::Exited { exit }, _)) => {
+                assert!(from_exec(&self.channel).is_none(), "more after the end");
+                exit
+            }
+            other => panic!("not ended: {other:?}"),
+        }
+    }
+}
+
+fn read_all(fd: OwnedFd, text: &mut String) {
+    loop {
+        await_readable(&fd);
+        let mut bytes = [0; 4096];
+        match rustix::io::read(&fd, &mut bytes[..]).expect("read") {
+            0 => return,
+            length => text.push_str(&String::from_utf8_lossy(&bytes[..length])),
+        }
+    }
+}
+
+/// A witness' record.
+pub(crate) struct WitnessLines(pub(crate) Vec<WitnessLine>);
+
+impl WitnessLines {
+    pub(crate) fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).expect("record");
+        let lines = text.lines().map(serde_json::from_str);
+        Self(lines.collect::<Result<_, _>>().expect("whole lines"))
+    }
+}
+
+/// A named pipe: how a script tells a test that it has come so far.
+pub(crate) struct Signpost {
+    reader: OwnedFd,
+}
+
+impl Signpost {
+    pub(crate) fn new(path: &Path) -> Self {
+        use rustix::fs::{FileType, Mode, OFlags};
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).expect("fifo");
+        // Open for writing too, so that it never ends.
+        let reader = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        Self {
+            reader: reader.expect("fifo"),
+        }
+    }
+
+    /// Writes a line for a script that reads.
+    pub(crate) fn say(&self, word: &str) {
+        rustix::io::write(&self.reader, format!("{word}\n").as_bytes()).expect("write");
+    }
+
+    /// The next line.
+    pub(crate) fn line(&self) -> String {
+        let mut line = String::new();
+        loop {
+            await_readable(&self.reader);
+            let mut byte = [0];
+            rustix::io::read(&self.reader, &mut byte[..]).expect("read");
+            if byte[0] == b'\n' {
+                return line;
+            }
+            line.push(byte[0].into());
+        }
     }
 }
 
@@ -264,13 +401,33 @@ pub(crate) struct Host {
     _stderr: BufReader<std::process::ChildStderr>,
     cgroups: Vec<PathBuf>,
     mounts: String,
+    tmpfs: Option<PathBuf>,
 }
 
 impl Host {
     pub(crate) fn native() -> Self {
-        // Not below 1_000_000_000, with room for a thousand keepers of one test process.
-        let number = KEEPERS.fetch_add(1, Ordering::Relaxed) + (std::process::id() % 1_000) * 8;
-        Self::with_walls(Some(1_000_000_000 + number * UID_COUNT))
+        Self::with_walls(Some(Self::next_uid_base()))
+    }
+
+    /// Each test is a process of its own, and no two that run at once share a range: the PIDs of
+    /// 32,768 processes would need twice what there is above 1,000,000,000, so they take turns.
+    fn next_uid_base() -> u32 {
+        let number = KEEPERS.fetch_add(1, Ordering::Relaxed) + (std::process::id() % 1_500) * 16;
+        1_000_000_000 + number * UID_COUNT
+    }
+
+    /// With a tmpfs in its directory, mounted with these options before the keeper is there.
+    pub(crate) fn native_with_tmpfs(name: &str, options: &str) -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let place = directory.path().join(name);
+        std::fs::create_dir(&place).expect("directory");
+        let options = std::ffi::CString::new(options).expect("options");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(c"conman-test", &place, c"tmpfs", flags, options.as_c_str())
+            .expect("mount");
+        let mut host = Self::in_directory(directory, Some(Self::next_uid_base()));
+        host.tmpfs = Some(place);
+        host
     }
 
     pub(crate) fn plain() -> Self {
@@ -278,22 +435,13 @@ impl Host {
     }
 
     fn with_walls(uid_base: Option<u32>) -> Self {
-        let directory = tempfile::tempdir().expect("directory");
-        let mounts = mount_table();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_conman-keeper"));
-        command.arg(directory.path().join("k.sock")).arg("h1");
-        command.args(uid_base.map(|base| base.to_string()));
-        let mut keeper = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("spawn keeper");
-        let mut stderr = BufReader::new(keeper.stderr.take().expect("piped"));
-        let mut line = String::new();
-        await_readable(stderr.get_ref());
-        stderr.read_line(&mut line).expect("a line");
-        assert!(line.contains("\"ready\""), "{line}");
+        Self::in_directory(tempfile::tempdir().expect("directory"), uid_base)
+    }
+
+    fn in_directory(directory: tempfile::TempDir, uid_base: Option<u32>) -> Self {
         make_image(directory.path());
+        let mounts = mount_table();
+        let (keeper, stderr) = spawn_keeper(keeper_command(directory.path(), uid_base));
         Self {
             keeper,
             directory,
@@ -301,7 +449,20 @@ impl Host {
             _stderr: stderr,
             cgroups: Vec::new(),
             mounts,
+            tmpfs: None,
         }
+    }
+
+    /// A keeper for the place that this one has.
+    pub(crate) fn second_keeper(&self) -> Command {
+        keeper_command(self.directory.path(), Some(self.uid_base))
+    }
+
+    /// Another keeper for the place, when this one is dead.
+    pub(crate) fn restart(&mut self) {
+        let (keeper, stderr) = spawn_keeper(self.second_keeper());
+        self.keeper = keeper;
+        self._stderr = stderr;
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -319,8 +480,17 @@ impl Host {
         client
     }
 
-    pub(crate) fn keeper_pid(&self) -> i32 {
-        self.keeper.id() as i32
+    /// A named pipe in a repl's workspace, `/home/repl/NAME` in its container.
+    pub(crate) fn signpost(&self, repl: &str, name: &str) -> Signpost {
+        let workspace = self.path(&format!("work/{repl}"));
+        std::fs::create_dir_all(&workspace).expect("workspace");
+        Signpost::new(&workspace.join(name))
+    }
+
+    /// A container that does nothing but wait.
+    pub(crate) fn idle(&mut self, client: &mut Client, id: &ContainerId) -> Running {
+        let launch = self.native_launch(id, "exec sleep 1000");
+        client.start(id.clone(), launch)
     }
 
     /// A native container's launch: a shell's script.
@@ -329,37 +499,42 @@ impl Host {
         let name = format!("{}-{}", id.repl, id.epoch);
         std::fs::create_dir_all(self.path(&format!("work/{}", id.repl))).expect("workspace");
         std::fs::create_dir(self.path(&name)).expect("directory");
-        let cgroup_v2 = cgroup_v2().map(|root| self.make_cgroup(&root, &name));
-        let cgroup_v1 = ["pids", "memory"]
+        launch.cwd = "/home/repl".into();
+        let mut plan = self.native_plan(id);
+        plan.cgroup_v2 = cgroup_v2().map(|root| self.make_cgroup(&root, &name));
+        plan.cgroup_v1 = ["pids", "memory"]
             .iter()
             .map(|controller| Path::new("/sys/fs/cgroup").join(controller))
             .filter(|root| root.join("cgroup.procs").exists())
             .map(|root| self.make_cgroup(&root, &name))
             .collect();
-        launch.cwd = "/home/repl".into();
-        launch.kind = LaunchKind::Native(NativePlan {
+        launch.kind = LaunchKind::Native(plan);
+        launch
+    }
+
+    /// Its walls, without cgroups.
+    pub(crate) fn native_plan(&self, id: &ContainerId) -> NativePlan {
+        let name = format!("{}-{}", id.repl, id.epoch);
+        let bind = |source: PathBuf, target: &str, access| Bind {
+            source,
+            target: target.into(),
+            access,
+        };
+        let workspace = self.path(&format!("work/{}", id.repl));
+        NativePlan {
             root: RootPlan {
                 lower: vec![self.path("image")],
                 upper: self.path(&format!("{name}/upper")),
                 work: self.path(&format!("{name}/work")),
                 binds: vec![
-                    Bind {
-                        source: "/usr".into(),
-                        target: "/usr".into(),
-                        access: Access::ReadOnly,
-                    },
-                    Bind {
-                        source: self.path(&format!("work/{}", id.repl)),
-                        target: "/home/repl".into(),
-                        access: Access::ReadWrite,
-                    },
+                    bind("/usr".into(), "/usr", Access::ReadOnly),
+                    bind(workspace, "/home/repl", Access::ReadWrite),
                 ],
             },
             hostname: id.repl.to_string(),
-            cgroup_v2,
-            cgroup_v1,
-        });
-        launch
+            cgroup_v2: None,
+            cgroup_v1: vec![],
+        }
     }
 
     fn make_cgroup(&mut self, root: &Path, name: &str) -> PathBuf {
@@ -430,6 +605,23 @@ impl Host {
             assert!(left.is_empty(), "left: {left:?}");
         }
         assert_eq!(mount_table(), self.mounts, "mounts are left");
+        self.unmount_tmpfs();
+    }
+
+    /// Whether no process is left in its cgroups and of its ids.
+    pub(crate) fn is_empty(&self) -> bool {
+        let is_empty = |cgroup: &PathBuf| {
+            std::fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|text| text.is_empty())
+        };
+        self.cgroups.iter().all(is_empty) && processes_of(self.uid_base).is_empty()
+    }
+
+    /// Fails when something still uses it.
+    fn unmount_tmpfs(&mut self) {
+        if let Some(place) = self.tmpfs.take() {
+            let flags = rustix::mount::UnmountFlags::empty();
+            rustix::mount::unmount(&place, flags).expect("unmount");
+        }
     }
 }
 
@@ -444,7 +636,32 @@ impl Drop for Host {
                 std::thread::yield_now();
             }
         }
+        if let Some(place) = self.tmpfs.take() {
+            let _ = rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH);
+        }
     }
+}
+
+fn keeper_command(directory: &Path, uid_base: Option<u32>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_conman-keeper"));
+    command.arg(directory.join("k.sock")).arg("h1");
+    command.args(uid_base.map(|base| base.to_string()));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Starts a keeper and waits until it is ready.
+fn spawn_keeper(mut command: Command) -> (Child, BufReader<std::process::ChildStderr>) {
+    let mut keeper = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn keeper");
+    let mut stderr = BufReader::new(keeper.stderr.take().expect("piped"));
+    let mut line = String::new();
+    await_readable(stderr.get_ref());
+    stderr.read_line(&mut line).expect("a line");
+    assert!(line.contains("\"ready\""), "{line}");
+    (keeper, stderr)
 }
 
 /// The host's processes whose user is in a keeper's range.
@@ -452,6 +669,10 @@ pub(crate) fn processes_of(uid_base: u32) -> Vec<i32> {
     let range = uid_base..uid_base + UID_COUNT;
     let in_range = |pid: &i32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        // Dead, and the machine's init will reap it in its own time.
+        if status.contains("State:\tZ") {
+            return false;
+        }
         status
             .lines()
             .find_map(|line| line.strip_prefix("Uid:"))

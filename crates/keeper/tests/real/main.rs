@@ -1,4 +1,9 @@
 //! Tests with a real keeper process and real containers. Those with native containers need root.
 
+mod deadline;
+mod exec;
+mod figures;
 mod harness;
 mod native;
+mod process;
+mod walls;

@@ -1,0 +1,133 @@
+//! The keeper's own death, however it comes, is the death of everything in it.
+
+use std::time::{Duration, Instant};
+
+use model::wire::keeper::*;
+use rustix::process::Signal;
+
+use crate::harness::{Host, PATIENCE, boot_now, id, is_root, processes_of};
+
+/// The containers do what they can to live on.
+const STUBBORN: &str = "trap '' TERM INT HUP; (setsid sleep 1000 &); sleep 1000; sleep 1000";
+
+fn start_some(host: &mut Host) -> (crate::harness::Client, Vec<crate::harness::Running>) {
+    let mut client = host.armed_client();
+    let all = (0..10)
+        .map(|number| {
+            let id = id(&format!("r{number}"), 1);
+            let launch = host.native_launch(&id, STUBBORN);
+            client.start(id, launch)
+        })
+        .collect();
+    (client, all)
+}
+
+#[test]
+fn a_killed_keeper_takes_every_container_with_it() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    let (_client, all) = start_some(&mut host);
+    assert!(processes_of(host.uid_base).len() >= 20);
+    host.signal_keeper(Signal::KILL);
+    for running in &all {
+        running.await_dead();
+    }
+    host.await_keepers_end();
+    host.prove_nothing_left();
+}
+
+#[test]
+fn a_stopped_keeper_and_its_containers_die_at_the_deadline() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    // Without the long deadline of the other tests, which could not be taken back.
+    let mut client = host.client();
+    let armed = client.arm(Duration::from_millis(1_500));
+    let all: Vec<_> = (0..10)
+        .map(|number| {
+            let id = id(&format!("r{number}"), 1);
+            let launch = host.native_launch(&id, STUBBORN);
+            client.start(id, launch)
+        })
+        .collect();
+    let deadline = client.arm(Duration::from_millis(1_500));
+    assert!(deadline > armed);
+    host.signal_keeper(Signal::STOP);
+    for running in &all {
+        running.await_dead();
+    }
+    let last = boot_now();
+    assert!(last >= deadline, "dead before the deadline");
+    let late = last.since(deadline);
+    eprintln!("all of 10 containers dead {late:?} after the deadline");
+    // The protocol's bound, on a machine that runs other tests.
+    assert!(late < model::timing::KILL_BOUND, "{late:?}");
+    host.await_keepers_end();
+    host.prove_nothing_left();
+}
+
+#[test]
+fn a_keeper_killed_in_the_middle_of_starts_leaves_none() {
+    if !is_root() {
+        return;
+    }
+    for round in 0..12_u64 {
+        let mut host = Host::native();
+        let mut client = host.armed_client();
+        let mut asked = Vec::new();
+        for number in 0..4 {
+            let id = id(&format!("r{number}"), 1);
+            let launch = Box::new(host.native_launch(&id, STUBBORN));
+            asked.push(client.ask(Request::Start {
+                container: id,
+                launch,
+            }));
+        }
+        // At another moment each time, from the first clone to after the last start.
+        let until = Instant::now() + Duration::from_micros(400 * round);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        host.signal_keeper(Signal::KILL);
+        host.await_keepers_end();
+        // There is no fd of those that were not answered: their ids are looked for.
+        let until = Instant::now() + PATIENCE;
+        while !host.is_empty() && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        host.prove_nothing_left();
+    }
+}
+
+#[test]
+fn sigterm_kills_all_and_ends_well() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    let (_client, all) = start_some(&mut host);
+    let directory_gone = host.path("k.sock.keeper");
+    host.end();
+    assert!(all.iter().all(crate::harness::Running::is_dead));
+    assert!(!directory_gone.exists());
+}
+
+#[test]
+fn a_program_cannot_end_stop_or_trace_its_init() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    let mut client = host.armed_client();
+    let running = host.idle(&mut client, &id("one", 1));
+    let script = "kill -9 1; kill -STOP 1; kill -SEGV 1; cat /proc/1/environ; ls /proc/1/fd; readlink /proc/1/exe; echo end";
+    let (_, text) = running.script(script);
+    assert!(text.contains("Permission denied"), "{text}");
+    assert!(text.ends_with("end\n"), "{text}");
+    assert_eq!(running.script("echo lives").1, "lives\n");
+    host.end();
+}
