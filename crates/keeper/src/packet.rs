@@ -68,13 +68,21 @@ pub(crate) fn send_value(
 
 /// Takes one packet, without waiting unless `wait`.
 pub(crate) fn receive(socket: impl AsFd, wait: Wait) -> Received {
-    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = match wait {
         Wait::No => RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
         Wait::Yes => RecvFlags::CMSG_CLOEXEC,
     };
+    // Its length first: a buffer for the largest message would stay in each init's private memory.
+    let peek = flags | RecvFlags::PEEK | RecvFlags::TRUNC;
+    let length = rustix::io::retry_on_intr(|| rustix::net::recv(&socket, &mut [0_u8; 0], peek));
+    let length = match length {
+        Ok((_, length)) => length.min(MESSAGE_BYTES_MAX),
+        Err(Errno::AGAIN) => return Received::Nothing,
+        Err(_) => return Received::Closed,
+    };
+    let mut bytes = vec![0; length];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(
             &socket,
@@ -83,10 +91,8 @@ pub(crate) fn receive(socket: impl AsFd, wait: Wait) -> Received {
             flags,
         )
     });
-    let message = match received {
-        Ok(message) => message,
-        Err(Errno::AGAIN) => return Received::Nothing,
-        Err(_) => return Received::Closed,
+    let Ok(message) = received else {
+        return Received::Closed;
     };
     let mut fds = Vec::new();
     for part in ancillary.drain() {
