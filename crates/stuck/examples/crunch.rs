@@ -8,6 +8,6 @@ fn main() -> anyhow::Result<()> {
     let names: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let inputs = run::open_inputs(&names)?;
     let found = run::run(&Query::default(), &inputs, &mut NoSink, &|_| {})?;
-    println!("{}", report::json::report(&found));
+    println!("{}", report::json::report(&found)?);
     Ok(())
 }

@@ -38,7 +38,7 @@ pub struct TooLate;
 #[derive(Debug)]
 pub struct Order {
     waiting: VecDeque<Waiting>,
-    lateness: Duration,
+    lateness_ns: i64,
     gone: Option<(LogTime, u64)>,
 }
 
@@ -47,7 +47,7 @@ impl Order {
     pub fn new(lateness: Duration) -> Self {
         Self {
             waiting: VecDeque::new(),
-            lateness,
+            lateness_ns: i64::try_from(lateness.as_nanos()).unwrap_or(i64::MAX),
             gone: None,
         }
     }
@@ -84,7 +84,9 @@ impl Order {
     pub fn pop(&mut self) -> Option<Waiting> {
         let newest = self.waiting.back()?.time;
         let first = self.waiting.front()?;
-        if newest.since(first.time) <= self.lateness && self.waiting.len() <= WAITING_MAX {
+        // Once per attempt: whole nanoseconds, not a Duration, which would cost a division.
+        let waited_ns = newest.0.saturating_sub(first.time.0);
+        if waited_ns <= self.lateness_ns && self.waiting.len() <= WAITING_MAX {
             return None;
         }
         self.gone = Some(first.key());

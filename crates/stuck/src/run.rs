@@ -115,6 +115,32 @@ pub struct Report {
     pub passes: Passes,
 }
 
+/// Attempts put together to what their users wanted: a run of failures and the success that ended it are
+/// one session, and so is any other success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sessions {
+    /// All.
+    pub all: u64,
+    /// Those that never got through: abandoned or open.
+    pub failed: u64,
+    /// Those that got through after one failure or more.
+    pub delayed: u64,
+}
+
+impl Report {
+    /// The sessions behind the attempts.
+    pub fn sessions(&self) -> Sessions {
+        let (endings, blips) = (self.summary.endings, self.summary.blip_endings);
+        let failed = endings[1] + endings[2] + blips[1] + blips[2];
+        let all = self.counts.attempts - self.counts.failed + failed;
+        Sessions {
+            all,
+            failed,
+            delayed: endings[0] + blips[0],
+        }
+    }
+}
+
 /// Opens files; names with `*`, `?` or `[` that no file bears are patterns. A file that is named twice
 /// is read once. No name at all, or `-`, is standard input.
 ///

@@ -372,6 +372,7 @@ impl<'a> Source<'a> {
                     is_skipping,
                     is_first,
                 } => {
+                    chunk.bytes.clear();
                     let is_more = fill_lines(reader, rest, is_skipping, chunk).map_err(fail)?;
                     if std::mem::take(is_first) && chunk.bytes.starts_with(b"\xEF\xBB\xBF") {
                         chunk.start = 3;

@@ -119,7 +119,7 @@ fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
 /// is made for long ones is called.
 #[inline]
 fn text_length(text: &[u8]) -> Option<usize> {
-    for (index, word) in text.chunks_exact(8).take(3).enumerate() {
+    for (index, word) in text.chunks_exact(8).take(4).enumerate() {
         let mut eight = [0; 8];
         eight.copy_from_slice(word);
         let hits = bytes_equal(u64::from_le_bytes(eight), b'"')
@@ -129,7 +129,7 @@ fn text_length(text: &[u8]) -> Option<usize> {
             return (text[end] == b'"').then_some(end);
         }
     }
-    let skipped = text.len().min(24) & !7;
+    let skipped = text.len().min(32) & !7;
     let end = skipped + memchr::memchr2(b'"', b'\\', &text[skipped..])?;
     (text[end] == b'"').then_some(end)
 }

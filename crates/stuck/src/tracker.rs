@@ -90,7 +90,8 @@ struct Entry {
 pub struct Entries {
     gaps: [Duration; 3],
     entries: ByHash<Entry>,
-    swept: Option<LogTime>,
+    /// When to sweep next.
+    sweep_after: Option<LogTime>,
     summary: Summary,
 }
 
@@ -101,7 +102,7 @@ impl Entries {
         Self {
             gaps,
             entries: ByHash::default(),
-            swept: None,
+            sweep_after: None,
             summary,
         }
     }
@@ -177,19 +178,16 @@ impl Entries {
     /// Lets go of entities whose runs are over even under the double gap.
     #[inline]
     fn sweep(&mut self, now: LogTime, sink: &mut dyn EpisodeSink) -> std::io::Result<()> {
-        match self.swept {
-            Some(swept) if now.since(swept) <= self.gaps[0] => Ok(()),
-            None => {
-                self.swept = Some(now);
-                Ok(())
-            }
-            Some(_) => self.sweep_now(now, sink),
+        match self.sweep_after {
+            Some(after) if now <= after => Ok(()),
+            _ => self.sweep_now(now, sink),
         }
     }
 
     #[cold]
     fn sweep_now(&mut self, now: LogTime, sink: &mut dyn EpisodeSink) -> std::io::Result<()> {
-        self.swept = Some(now);
+        let gap_ns = i64::try_from(self.gaps[0].as_nanos()).unwrap_or(i64::MAX);
+        self.sweep_after = Some(LogTime(now.0.saturating_add(gap_ns)));
         let (gaps, summary) = (self.gaps, &mut self.summary);
         let mut over = Vec::new();
         self.entries.retain(|_, entry| {

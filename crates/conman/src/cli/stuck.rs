@@ -295,7 +295,7 @@ fn progress_bar(bytes: u64) -> ProgressBar {
 fn print(args: &ReportArgs, report: &Report, csv: Option<File>) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     let written = if args.json {
-        writeln!(stdout, "{}", json::report(report))
+        writeln!(stdout, "{}", json::report(report)?)
     } else if let Some(mut csv) = csv {
         io::copy(&mut csv, &mut stdout).map(drop)
     } else {

@@ -170,17 +170,14 @@ fn answer(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
         plural(report.entities, "entity", "entities"),
     )?;
     let failed = style.bold(&share(counts.failed, counts.attempts));
-    let unrecovered =
-        summary.endings[1] + summary.endings[2] + summary.blip_endings[1] + summary.blip_endings[2];
-    let delayed = summary.endings[0] + summary.blip_endings[0];
-    let sessions = counts.attempts - counts.failed + unrecovered;
+    let sessions = report.sessions();
     writeln!(
         out,
         "{failed} of {} attempts failed; {} of {} sessions never got through, {} came late",
         grouped(counts.attempts),
-        share(unrecovered, sessions),
-        grouped(sessions),
-        share(delayed, sessions),
+        share(sessions.failed, sessions.all),
+        grouped(sessions.all),
+        share(sessions.delayed, sessions.all),
     )?;
     writeln!(out)
 }
