@@ -1,6 +1,6 @@
 //! A host over the fake runtime and the memory store, spoken to through its node API.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::Arc;
 use std::time::Duration;

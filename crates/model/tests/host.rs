@@ -1,7 +1,7 @@
 //! Hosts in a small world that goes wrong in every order that proptest thinks of: never two containers of
 //! one repl, never an epoch twice, and a free repl can always be had again.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod world;
 

@@ -24,7 +24,10 @@ fn main() -> io::Result<()> {
     let mut drawn = [0; 8];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut drawn)?;
     let instance: Arc<str> = format!("{:016x}", u64::from_ne_bytes(drawn)).into();
-    println!("listening on {port} as {instance}");
+    println!(
+        "listening on {} as {instance}",
+        listener.local_addr()?.port()
+    );
     loop {
         let (stream, _) = listener.accept()?;
         let (repl, instance) = (repl.clone(), instance.clone());

@@ -124,12 +124,12 @@ impl Host {
             } => self.open(ticket, repl, epoch, now, out),
             Event::HandedOff { repl, epoch } => self.handed_off(repl, epoch, now, out),
             Event::Sessions { id, count } => {
-                if let Some(container) = self.container(&id) {
-                    if container.sessions != count {
-                        container.sessions = count;
-                        container.idle_since = now;
-                        out.push(Effect::Changed { repl: id.repl });
-                    }
+                if let Some(container) = self.container(&id)
+                    && container.sessions != count
+                {
+                    container.sessions = count;
+                    container.idle_since = now;
+                    out.push(Effect::Changed { repl: id.repl });
                 }
             }
             Event::Stop {

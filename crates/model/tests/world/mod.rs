@@ -18,9 +18,9 @@ use model::timing::{FAST, KILL_BOUND};
 type Keys = BTreeMap<String, KeyValue>;
 
 /// A store that keeps its past, so that reads can be stale.
-pub struct Store {
+pub(crate) struct Store {
     past: Vec<Keys>,
-    pub thefts: u32,
+    pub(crate) thefts: u32,
 }
 
 impl Store {
@@ -86,7 +86,7 @@ enum Pending {
     Tell(Event),
 }
 
-pub struct Node {
+pub(crate) struct Node {
     id: HostId,
     host: Host,
     observer: Observer,
@@ -102,19 +102,19 @@ pub struct Node {
     beat: u64,
 }
 
-pub struct World {
+pub(crate) struct World {
     now: Duration,
-    pub store: Store,
-    pub nodes: Vec<Node>,
+    pub(crate) store: Store,
+    pub(crate) nodes: Vec<Node>,
     next_ticket: u64,
     epochs_started: BTreeMap<(ReplId, Epoch), HostId>,
-    pub most_alive: usize,
-    pub starts: u32,
+    pub(crate) most_alive: usize,
+    pub(crate) starts: u32,
 }
 
 /// One thing that the test lets happen.
 #[derive(Debug, Clone)]
-pub enum Action {
+pub(crate) enum Action {
     Advance(u16),
     Run(u8, u8, u8),
     Lose(u8, u8),
@@ -131,12 +131,12 @@ pub enum Action {
     Observe(u8, u8),
 }
 
-pub fn repl(number: u8) -> ReplId {
+pub(crate) fn repl(number: u8) -> ReplId {
     format!("repl-{}", number % 2).parse().expect("a name")
 }
 
 impl World {
-    pub fn new(rates_ppm: &[u64]) -> Self {
+    pub(crate) fn new(rates_ppm: &[u64]) -> Self {
         let mut store = Store::new();
         for number in 0..2 {
             let put = Operation::Put {
@@ -467,7 +467,7 @@ impl World {
         }
     }
 
-    pub fn act(&mut self, action: &Action) {
+    pub(crate) fn act(&mut self, action: &Action) {
         let count = self.nodes.len();
         let at = |number: &u8| usize::from(*number) % count;
         match action {
@@ -620,7 +620,7 @@ impl World {
     }
 
     /// Lets everything that is under way happen, in order, for `rounds` of 100 ms.
-    pub fn settle(&mut self, rounds: usize) {
+    pub(crate) fn settle(&mut self, rounds: usize) {
         for _ in 0..rounds {
             self.advance(Duration::from_millis(100));
             for node in 0..self.nodes.len() {
@@ -636,13 +636,13 @@ impl World {
     }
 
     /// Whether this repl has a container now.
-    pub fn is_alive(&self, number: u8) -> bool {
+    pub(crate) fn is_alive(&self, number: u8) -> bool {
         let mut ids = self.nodes.iter().flat_map(|node| node.alive.keys());
         ids.any(|id| id.repl == repl(number))
     }
 
     /// Everything that a failure's reader needs.
-    pub fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         let nodes = self.nodes.iter().map(|node| {
             let (host, pending, alive) = (&node.host, &node.pending, &node.alive);
             let keeper = (
@@ -661,7 +661,7 @@ impl World {
     }
 
     /// Which hosts have a lease and know what they own.
-    pub fn ready(&self) -> usize {
+    pub(crate) fn ready(&self) -> usize {
         (0..self.nodes.len())
             .filter(|node| self.nodes[*node].host.is_ready(self.local(*node)))
             .count()
