@@ -1,1 +1,122 @@
-//! placeholder
+//! The gateway: what users and operators connect to.
+//!
+//! ```text
+//!   <repl>.<domain> ──► proxy ──┐
+//!   /v1/repls/…/shell ─► shell ─┼─► open ──► node client ──► the owner's node API
+//!   /v1/… ─────────────► api ───┘    │
+//!                                  fleet (a watch on /h/), the store (who owns the repl)
+//! ```
+//!
+//! Happy path: a request's `Host` names a repl; `open` finds its owner, or has a host claim and start it;
+//! the request goes through the byte stream that the owner gives, and one line goes to the session log.
+//!
+//! A gateway owns nothing: it may die at any time, and there may be any number of them. It never imports
+//! `host` or `runtime`.
+
+mod api;
+mod error;
+mod events;
+mod exposition;
+mod fleet;
+mod front;
+mod metrics;
+mod node_client;
+mod open;
+mod pool;
+mod proxy;
+mod session_log;
+mod shell;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use model::api::Refusal;
+use model::id::HostId;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::fleet::Fleet;
+pub use self::metrics::GatewayMetrics;
+use self::pool::Pool;
+use self::session_log::SessionLog;
+use crate::store::Store;
+
+/// Plays the loss of a machine: only whoever started a host's processes can kill them.
+pub trait Preemptor: Send + Sync + 'static {
+    /// Gives the host notice, drains it, and after the notice kills its processes. Answers when the drain
+    /// is over, with its report as JSON; the killing follows.
+    fn preempt(&self, host: HostId) -> BoxFuture<'_, Result<serde_json::Value, Refusal>>;
+}
+
+/// What a gateway is told at its start.
+#[derive(Clone)]
+pub struct Config {
+    /// `<repl>.<domain>` leads to a repl.
+    pub domain: String,
+    /// How long a request waits for a repl that cannot be reached yet.
+    pub park: Duration,
+    /// Where each attempt's line goes; `None` for nowhere.
+    pub session_log: Option<PathBuf>,
+    /// Plays the loss of machines, where that is possible.
+    pub preemptor: Option<Arc<dyn Preemptor>>,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("domain", &self.domain)
+            .field("park", &self.park)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What every request shares.
+struct Gateway {
+    config: Config,
+    store: Arc<dyn Store>,
+    fleet: Arc<Fleet>,
+    pool: Pool,
+    metrics: GatewayMetrics,
+    render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    log: SessionLog,
+    next_session: AtomicU64,
+}
+
+impl Gateway {
+    /// A number for a session, unique in this process and unlikely to be another's.
+    fn next_session(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Serves until `stop` is cancelled; then takes nothing new and gives what is under way a moment to end.
+///
+/// # Errors
+/// When the session log cannot be opened, or the store cannot be used at all.
+pub async fn serve(
+    config: Config,
+    store: Arc<dyn Store>,
+    listener: TcpListener,
+    metrics: GatewayMetrics,
+    render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let log = SessionLog::open(config.session_log.as_deref())?;
+    let fleet = Fleet::follow(store.clone()).await?;
+    let gateway = Arc::new(Gateway {
+        config,
+        store,
+        fleet,
+        pool: Pool::default(),
+        metrics,
+        render_metrics,
+        log,
+        // Sessions of a gateway's earlier lives are in the same log.
+        next_session: AtomicU64::new(crate::clock::boottime().0),
+    });
+    front::serve(gateway, listener, stop).await;
+    Ok(())
+}

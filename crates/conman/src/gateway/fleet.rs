@@ -1,0 +1,133 @@
+//! The hosts, as the store tells of them: kept by a watch, so that whoever waits is woken by a change.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use model::id::{HostId, ReplId, Revision};
+use model::keys::{self, Host, HostState};
+use model::rendezvous::rendezvous;
+use model::store::{Change, StoreError};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::store::Store;
+
+/// The hosts by name.
+pub(super) type Hosts = Arc<BTreeMap<HostId, Host>>;
+
+/// How long to wait before a broken watch is begun anew.
+const WATCH_RETRY: Duration = Duration::from_millis(100);
+
+/// All hosts, and how much each carries as far as this gateway knows.
+pub(super) struct Fleet {
+    hosts: watch::Receiver<Hosts>,
+    loads: Mutex<HashMap<HostId, u32>>,
+    _follower: AbortOnDropHandle<()>,
+}
+
+impl Fleet {
+    /// Reads the hosts once, and follows them from then on.
+    pub(super) async fn follow(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+        let (sender, hosts) = watch::channel(Hosts::default());
+        let from = read(&*store, &sender).await?;
+        let follower = tokio::spawn(follow(store, sender, from));
+        Ok(Arc::new(Self {
+            hosts,
+            loads: Mutex::default(),
+            _follower: AbortOnDropHandle::new(follower),
+        }))
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Hosts> {
+        self.hosts.clone()
+    }
+
+    pub(super) fn now(&self) -> Hosts {
+        self.hosts.borrow().clone()
+    }
+
+    /// What a host said that it carries.
+    pub(super) fn set_load(&self, host: &HostId, containers: u32) {
+        self.with_loads(|loads| loads.insert(host.clone(), containers));
+    }
+
+    fn with_loads<T>(&self, act: impl FnOnce(&mut HashMap<HostId, u32>) -> T) -> T {
+        // The map is whole after every statement under the lock.
+        act(&mut self.loads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The host for a new container: the least loaded of those that take any, ties by rendezvous. Counts
+    /// it as placed, so that many at once spread.
+    pub(super) fn place(&self, hosts: &Hosts, repl: &ReplId, not: &[HostId]) -> Option<Host> {
+        self.with_loads(|loads| {
+            let load = |host: &Host| loads.get(&host.id).copied().unwrap_or(0);
+            let chosen = hosts
+                .values()
+                .filter(|host| host.record.state == HostState::Active && !not.contains(&host.id))
+                .min_by_key(|host| {
+                    let weight = rendezvous(repl.as_str(), host.id.as_str());
+                    (load(host), std::cmp::Reverse(weight))
+                })?;
+            *loads.entry(chosen.id.clone()).or_insert(0) += 1;
+            Some(chosen.clone())
+        })
+    }
+}
+
+async fn read(store: &dyn Store, sender: &watch::Sender<Hosts>) -> Result<Revision, StoreError> {
+    let range = store.range(keys::HOSTS).await?;
+    let hosts = range.items.iter().filter_map(|item| {
+        let host = keys::read_host(item, decode).ok()?;
+        Some((host.id.clone(), host))
+    });
+    sender.send_replace(Arc::new(hosts.collect()));
+    Ok(Revision(range.revision.0 + 1))
+}
+
+async fn follow(store: Arc<dyn Store>, sender: watch::Sender<Hosts>, mut from: Revision) {
+    loop {
+        let mut changes = store.watch(keys::HOSTS, from);
+        while let Some(Ok(batch)) = changes.next().await {
+            sender.send_modify(|hosts| {
+                let hosts = Arc::make_mut(hosts);
+                for change in &batch {
+                    apply(hosts, change);
+                }
+            });
+            if let Some(last) = batch.last() {
+                from = Revision(last.revision().0 + 1);
+            }
+        }
+        // The history is gone, or the store: what is there now tells the rest.
+        tokio::time::sleep(WATCH_RETRY).await;
+        match read(&*store, &sender).await {
+            Ok(next) => from = next,
+            Err(error) => tracing::info!(%error, "read the hosts"),
+        }
+    }
+}
+
+fn apply(hosts: &mut BTreeMap<HostId, Host>, change: &Change) {
+    match change {
+        Change::Put(item) => match keys::read_host(item, decode) {
+            Ok(host) => {
+                hosts.insert(host.id.clone(), host);
+            }
+            Err(error) => tracing::warn!(%error, "a host's key"),
+        },
+        Change::Delete { key, .. } => {
+            if let Some(id) = key.strip_prefix(keys::HOSTS)
+                && let Ok(id) = id.parse::<HostId>()
+            {
+                hosts.remove(&id);
+            }
+        }
+    }
+}
+
+/// Reads a value of the store; `None` if it is not of this shape.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(value: &str) -> Option<T> {
+    serde_json::from_str(value).ok()
+}

@@ -1,0 +1,219 @@
+//! The listening socket: who is meant by a request, and what a client may send at the most.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, Request, header};
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use model::api::{Refusal, RefusalCode};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::error::ApiError;
+use super::pool::Server;
+use super::{Gateway, api, proxy};
+
+/// The most that all of a request's headers may have.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+/// What the parser reads at the most: above the limit, so that the refusal is ours and says so.
+const HEADERS_BUFFER_BYTES: usize = 4 * HEADERS_BYTES_MAX;
+/// How long a client may take to send its headers.
+const HEADERS_PATIENCE: Duration = Duration::from_secs(15);
+/// How long what is under way may take once the gateway stops.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+
+pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: CancellationToken) {
+    let router = api::router(gateway.clone());
+    let clients = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: some are given back as sessions end.
+                tracing::warn!(%error, "accept a client");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let stop = stop.clone();
+        let (gateway, router) = (gateway.clone(), router.clone());
+        clients.spawn(serve_client(gateway, router, stream, client, stop));
+    }
+    drop(listener);
+    // Sessions without an end (shells, WebSockets) would hold this up for ever: they have their moment.
+    clients.close();
+    let _ = tokio::time::timeout(STOP_GRACE, clients.wait()).await;
+}
+
+async fn serve_client(
+    gateway: Arc<Gateway>,
+    router: Router,
+    stream: TcpStream,
+    client: SocketAddr,
+    stop: CancellationToken,
+) {
+    // Without it small answers wait for the client's acknowledgement of earlier ones.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a client that is gone already");
+        return;
+    }
+    let service = service_fn(move |request| {
+        let (gateway, router) = (gateway.clone(), router.clone());
+        async move {
+            Ok::<_, Infallible>(match aim(&gateway.config.domain, &request) {
+                Ok(Aim::Repl(server)) => proxy::handle(&gateway, server, request, client).await,
+                Ok(Aim::Api) => match TowerToHyperService::new(router).call(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                },
+                Err(refusal) => ApiError(refusal).into_response(),
+            })
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_PATIENCE)
+        .max_buf_size(HEADERS_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client's connection ended");
+    }
+}
+
+/// What a request is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Aim {
+    Repl(Server),
+    Api,
+}
+
+fn aim(domain: &str, request: &Request<Incoming>) -> Result<Aim, Refusal> {
+    let headers = request.headers();
+    if headers_bytes(headers) > HEADERS_BYTES_MAX {
+        return Err(Refusal::new(
+            RefusalCode::HeadersTooLarge,
+            format!("the headers have more than {HEADERS_BYTES_MAX} bytes"),
+        ));
+    }
+    let host = match request.uri().authority() {
+        Some(authority) => authority.as_str(),
+        None => match headers.get(header::HOST).map(|host| host.to_str()) {
+            Some(Ok(host)) => host,
+            _ => {
+                return Err(Refusal::new(
+                    RefusalCode::BadRequest,
+                    "the request has no Host header that can be read",
+                ));
+            }
+        },
+    };
+    aim_at(domain, host)
+}
+
+fn aim_at(domain: &str, host: &str) -> Result<Aim, Refusal> {
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+        if port.bytes().all(|byte| byte.is_ascii_digit()) {
+            name
+        } else {
+            host
+        }
+    });
+    let name = name.to_ascii_lowercase();
+    let Some(label) = name
+        .strip_suffix(domain)
+        .and_then(|rest| rest.strip_suffix('.'))
+    else {
+        return Ok(Aim::Api);
+    };
+    let (port, repl) = split_port(label);
+    match repl.parse() {
+        Ok(repl) => Ok(Aim::Repl(Server { repl, port })),
+        Err(error) => Err(Refusal::new(
+            RefusalCode::BadId,
+            format!("{repl:?} is no repl's name: {error}"),
+        )),
+    }
+}
+
+/// Splits `<port>-<repl>`. A name that looks so is never a repl's own: `PUT` refuses it.
+pub(super) fn split_port(label: &str) -> (Option<u16>, &str) {
+    match label.split_once('-') {
+        Some((port, repl)) if !port.starts_with('0') => match port.parse::<u16>() {
+            Ok(port) => (Some(port), repl),
+            Err(_) => (None, label),
+        },
+        _ => (None, label),
+    }
+}
+
+fn headers_bytes(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum()
+}
+
+/// A client's answer that says that something is not there.
+pub(super) fn not_found(path: &str) -> Response {
+    ApiError(Refusal::new(
+        RefusalCode::NotFound,
+        format!("there is no {path} here"),
+    ))
+    .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aimed(host: &str) -> String {
+        match aim_at("localhost", host) {
+            Ok(Aim::Api) => "api".to_owned(),
+            Ok(Aim::Repl(server)) => format!("{} {:?}", server.repl, server.port),
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_host_name_leads_to_a_repl_or_to_the_api() {
+        for (host, expected) in [
+            ("blue.localhost:8080", "blue None"),
+            ("blue.localhost", "blue None"),
+            ("BLUE.LocalHost:80", "blue None"),
+            ("8001-blue.localhost:8080", "blue Some(8001)"),
+            ("0-blue.localhost", "0-blue None"),
+            ("70000-blue.localhost", "70000-blue None"),
+            ("localhost:8080", "api"),
+            ("127.0.0.1:8080", "api"),
+            ("[::1]:8080", "api"),
+            ("example.com", "api"),
+        ] {
+            assert_eq!(aimed(host), expected, "{host}");
+        }
+        assert_eq!(
+            aimed("a.b.localhost"),
+            "\"a.b\" is no repl's name: a name has only a-z, 0-9 and '-', not '.'"
+        );
+    }
+}

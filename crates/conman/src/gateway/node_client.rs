@@ -1,0 +1,170 @@
+//! Speaking to a host's node API.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use model::api::{Refusal, RefusalCode};
+use model::id::{Epoch, HostId};
+use model::keys::Host;
+use model::wire::node::{NodeRefusal, OPEN_EPOCH, OPEN_LOAD, OpenRequest, UPGRADE};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::node::Address;
+
+/// Why a host gave nothing.
+#[derive(Debug)]
+pub(super) enum NodeError {
+    /// It said no.
+    Refused(Box<NodeRefusal>),
+    /// It was not reached, or broke off: nobody knows.
+    Unreachable(String),
+}
+
+impl NodeError {
+    /// The refusal that a client is told.
+    pub(super) fn into_refusal(self, host: &HostId) -> Refusal {
+        match self {
+            NodeError::Refused(refused) => refused.refusal,
+            NodeError::Unreachable(why) => Refusal::new(
+                RefusalCode::HostUnreachable,
+                format!("{host} cannot be reached: {why}"),
+            ),
+        }
+    }
+}
+
+impl From<hyper::Error> for NodeError {
+    fn from(error: hyper::Error) -> Self {
+        NodeError::Unreachable(error.to_string())
+    }
+}
+
+/// A way into a container.
+pub(super) struct Opened {
+    pub(super) epoch: Epoch,
+    /// How many containers the host carries.
+    pub(super) load: Option<u32>,
+    /// The session's bytes; `None` for `OpenKind::Start`.
+    pub(super) stream: Option<Upgraded>,
+}
+
+async fn connect(host: &Host) -> Result<SendRequest<Full<Bytes>>, NodeError> {
+    let address: Address = host
+        .record
+        .address
+        .parse()
+        .map_err(|error| NodeError::Unreachable(format!("{error}")))?;
+    let stream = address
+        .connect()
+        .await
+        .map_err(|error| NodeError::Unreachable(error.to_string()))?;
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+fn request(
+    host: &Host,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, NodeError> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, host.id.as_str())
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
+        .map_err(|error| NodeError::Unreachable(error.to_string()))
+}
+
+fn encode(body: &impl Serialize) -> Bytes {
+    // The node API's bodies are plain values.
+    serde_json::to_vec(body).unwrap_or_default().into()
+}
+
+async fn refused(body: Incoming) -> NodeError {
+    match body.collect().await {
+        Ok(body) => match serde_json::from_slice(&body.to_bytes()) {
+            Ok(refusal) => NodeError::Refused(Box::new(refusal)),
+            Err(error) => NodeError::Unreachable(format!("a refusal that is none: {error}")),
+        },
+        Err(error) => error.into(),
+    }
+}
+
+fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+/// Asks for a way into a repl's container.
+pub(super) async fn open(host: &Host, ask: &OpenRequest) -> Result<Opened, NodeError> {
+    let mut sender = connect(host).await?;
+    let mut request = request(host, Method::POST, "/node/v1/open", encode(ask))?;
+    let headers = request.headers_mut();
+    headers.insert(
+        header::CONNECTION,
+        http::HeaderValue::from_static("upgrade"),
+    );
+    headers.insert(header::UPGRADE, http::HeaderValue::from_static(UPGRADE));
+    let answer = sender.send_request(request).await?;
+    let (epoch, load) = (
+        number(answer.headers(), OPEN_EPOCH),
+        number(answer.headers(), OPEN_LOAD),
+    );
+    let no_epoch = || NodeError::Unreachable("an answer without an epoch".to_owned());
+    match answer.status() {
+        StatusCode::SWITCHING_PROTOCOLS => Ok(Opened {
+            epoch: Epoch(epoch.ok_or_else(no_epoch)?),
+            load,
+            stream: Some(hyper::upgrade::on(answer).await?),
+        }),
+        StatusCode::OK => Ok(Opened {
+            epoch: Epoch(epoch.ok_or_else(no_epoch)?),
+            load,
+            stream: None,
+        }),
+        _ => Err(refused(answer.into_body()).await),
+    }
+}
+
+/// One call of the node API with a JSON answer.
+pub(super) async fn call<T: DeserializeOwned>(
+    host: &Host,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T, NodeError> {
+    let body = stream(host, method, path, body).await?;
+    let bytes = body.collect().await?.to_bytes();
+    let bytes = if bytes.is_empty() {
+        Bytes::from_static(b"null")
+    } else {
+        bytes
+    };
+    serde_json::from_slice(&bytes).map_err(|error| NodeError::Unreachable(error.to_string()))
+}
+
+/// One call of the node API whose answer is a stream of bytes.
+pub(super) async fn stream(
+    host: &Host,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<Incoming, NodeError> {
+    let mut sender = connect(host).await?;
+    let body = body.map_or_else(Bytes::new, encode);
+    let answer = sender
+        .send_request(request(host, method, path, body)?)
+        .await?;
+    if answer.status().is_success() {
+        Ok(answer.into_body())
+    } else {
+        Err(refused(answer.into_body()).await)
+    }
+}

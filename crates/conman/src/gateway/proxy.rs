@@ -1,0 +1,339 @@
+//! HTTP from a user to a repl's own server and back.
+//!
+//! ```text
+//!   request ──► pooled connection? ──► container ──► answer ──► body, or both ways after an upgrade
+//!                    │ none, or closed before anything was sent
+//!                    └──► open (parks, claims, follows the repl) ──► a new connection ──► container
+//! ```
+//!
+//! A request that was never sent is sent again, always. One that was sent and got no answer is sent again only
+//! if it may be (GET, HEAD, OPTIONS without a body), and once: its container has most likely just been moved.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use model::api::{Outcome, Refusal, RefusalCode, Side};
+use model::id::{Epoch, HostId, ReplId};
+use model::wire::node::OpenKind;
+
+use super::Gateway;
+use super::error::ApiError;
+use super::metrics::Reason;
+use super::open::NoWay;
+use super::pool::{Connection, Server};
+use super::session_log::Attempt;
+
+/// One attempt of a client to reach a repl. It is told and counted exactly once: by `end`, or, when the client
+/// has gone away and nobody waits for the answer any more, by being dropped.
+pub(super) struct Session<'a> {
+    gateway: &'a Gateway,
+    repl: ReplId,
+    began: Instant,
+    is_ended: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn begin(gateway: &'a Gateway, repl: ReplId) -> Self {
+        Self {
+            gateway,
+            repl,
+            began: Instant::now(),
+            is_ended: false,
+        }
+    }
+
+    pub(super) fn opened(self, host: HostId, epoch: Epoch) {
+        self.end(Outcome::Ok, Reason::Opened, Some(host), Some(epoch));
+    }
+
+    pub(super) fn refused(self, no_way: &NoWay) {
+        let outcome = match no_way.refusal.code.side() {
+            // Nothing was asked of any container: neutral, like a client that goes away.
+            Side::Client => Outcome::ClientAbort,
+            Side::User => Outcome::UserFail,
+            Side::Platform => Outcome::PlatformFail,
+        };
+        let reason = Reason::Refused(no_way.refusal.code);
+        self.end(outcome, reason, no_way.host.clone(), no_way.epoch);
+    }
+
+    fn end(mut self, outcome: Outcome, reason: Reason, host: Option<HostId>, epoch: Option<Epoch>) {
+        self.tell(outcome, reason, host, epoch);
+    }
+
+    fn tell(
+        &mut self,
+        outcome: Outcome,
+        reason: Reason,
+        host: Option<HostId>,
+        epoch: Option<Epoch>,
+    ) {
+        self.is_ended = true;
+        let spent = self.began.elapsed();
+        self.gateway.metrics.ended(outcome, reason, spent);
+        self.gateway.log.write(Attempt {
+            time: now_text(),
+            repl: self.repl.clone(),
+            session: format!("{:012x}", self.gateway.next_session()),
+            outcome,
+            reason: reason.as_str(),
+            host,
+            epoch,
+            attempt_ms: (spent.as_secs_f64() * 1e6).round() / 1e3,
+        });
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.tell(Outcome::ClientAbort, Reason::ClientGone, None, None);
+        }
+    }
+}
+
+/// RFC 3339 UTC with microseconds.
+fn now_text() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
+/// Carries one request.
+pub(super) async fn handle(
+    gateway: &Gateway,
+    server: Server,
+    request: Request<Incoming>,
+    client: SocketAddr,
+) -> Response {
+    let session = Session::begin(gateway, server.repl.clone());
+    match carry(gateway, &server, request, client).await {
+        Ok((response, host, epoch)) => {
+            session.opened(host, epoch);
+            response
+        }
+        Err(no_way) => {
+            session.refused(&no_way);
+            ApiError::from(no_way).into_response()
+        }
+    }
+}
+
+/// A request that may have to be sent more than once.
+struct Outgoing {
+    request: Request<Body>,
+    /// What it is made of, if it may be sent again after an answer failed to come.
+    again: Option<Parts>,
+    client_upgrade: Option<OnUpgrade>,
+}
+
+async fn carry(
+    gateway: &Gateway,
+    server: &Server,
+    request: Request<Incoming>,
+    client: SocketAddr,
+) -> Result<(Response, HostId, Epoch), NoWay> {
+    let Outgoing {
+        mut request,
+        mut again,
+        client_upgrade,
+    } = prepare(request, client);
+    let mut pooled = gateway.pool.take(server);
+    loop {
+        let mut connection = match pooled.take() {
+            Some(connection) => connection,
+            None => connect(gateway, server).await?,
+        };
+        let (host, epoch) = (connection.host.clone(), connection.epoch);
+        match connection.sender.try_send_request(request).await {
+            Ok(answer) => {
+                let answer = finish(gateway, server, connection, answer, client_upgrade);
+                return Ok((answer, host, epoch));
+            }
+            Err(mut error) => {
+                request = match (error.take_message(), again.take()) {
+                    (Some(unsent), parts) => {
+                        again = parts;
+                        unsent
+                    }
+                    (None, Some(parts)) => Request::from_parts(parts, Body::empty()),
+                    (None, None) => {
+                        return Err(NoWay {
+                            refusal: Refusal::new(
+                                RefusalCode::UserClosed,
+                                format!(
+                                    "the server of {} broke off before it answered: {}",
+                                    server.repl,
+                                    error.error()
+                                ),
+                            ),
+                            host: Some(host),
+                            epoch: Some(epoch),
+                        });
+                    }
+                };
+            }
+        }
+    }
+}
+
+async fn connect(gateway: &Gateway, server: &Server) -> Result<Connection, NoWay> {
+    let way = gateway
+        .open(&server.repl, &OpenKind::Port(server.port))
+        .await?;
+    let broken = |why: String| NoWay {
+        refusal: Refusal::new(RefusalCode::HostUnreachable, why),
+        host: Some(way.host.clone()),
+        epoch: Some(way.opened.epoch),
+    };
+    let stream = way
+        .opened
+        .stream
+        .ok_or_else(|| broken(format!("{} gave no stream", way.host)))?;
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .handshake(stream)
+        .await
+        .map_err(|error| broken(error.to_string()))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to a container ended");
+        }
+    });
+    Ok(Connection {
+        sender,
+        host: way.host,
+        epoch: way.opened.epoch,
+    })
+}
+
+fn prepare(mut request: Request<Incoming>, client: SocketAddr) -> Outgoing {
+    let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let (mut parts, body) = request.into_parts();
+    let is_http = parts.headers.get(header::UPGRADE).cloned();
+    forward(&mut parts.headers, client);
+    let client_upgrade = client_upgrade.filter(|_| is_http.is_some());
+    if let Some(protocol) = is_http {
+        parts
+            .headers
+            .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
+    if let Some(path) = parts.uri.path_and_query() {
+        parts.uri = path.clone().into();
+    }
+    parts.version = Version::HTTP_11;
+    let may_repeat = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
+        && body.is_end_stream();
+    let again = may_repeat.then(|| parts.clone());
+    Outgoing {
+        request: Request::from_parts(parts, Body::new(body)),
+        again,
+        client_upgrade,
+    }
+}
+
+fn finish(
+    gateway: &Gateway,
+    server: &Server,
+    connection: Connection,
+    mut answer: http::Response<Incoming>,
+    client_upgrade: Option<OnUpgrade>,
+) -> Response {
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let container_upgrade = hyper::upgrade::on(&mut answer);
+        if let Some(client_upgrade) = client_upgrade {
+            tokio::spawn(join(client_upgrade, container_upgrade));
+        }
+        return answer.map(|_| Body::empty());
+    }
+    remove_hop_by_hop(answer.headers_mut());
+    gateway.pool.keep(server.clone(), connection);
+    answer.map(Body::new)
+}
+
+/// Both ways, until both sides have ended.
+async fn join(client: OnUpgrade, container: OnUpgrade) {
+    match tokio::try_join!(client, container) {
+        Ok((client, container)) => {
+            let (mut client, mut container) = (TokioIo::new(client), TokioIo::new(container));
+            // How a session ends is the business of its two ends.
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut container).await;
+        }
+        Err(error) => tracing::debug!(%error, "an upgrade that did not come about"),
+    }
+}
+
+/// What is between two neighbours only and must not be passed on (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Who asks, and for what, as the container's server is told: what a client claims of itself is kept in front.
+fn forward(headers: &mut HeaderMap, client: SocketAddr) {
+    remove_hop_by_hop(headers);
+    let host = headers.get(header::HOST).cloned();
+    let node = if client.is_ipv6() {
+        format!("\"[{}]\"", client.ip())
+    } else {
+        client.ip().to_string()
+    };
+    let mut forwarded = format!("for={node};proto=http");
+    if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
+        forwarded.push_str(&format!(";host=\"{host}\""));
+    }
+    append(headers, header::FORWARDED, &forwarded);
+    append(
+        headers,
+        HeaderName::from_static("x-forwarded-for"),
+        &client.ip().to_string(),
+    );
+    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+    if let Some(host) = host {
+        headers.insert("x-forwarded-host", host);
+    }
+}
+
+fn append(headers: &mut HeaderMap, name: HeaderName, addition: &str) {
+    let before = headers
+        .get_all(&name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect::<Vec<_>>()
+        .join(", ");
+    let value = if before.is_empty() {
+        addition.to_owned()
+    } else {
+        format!("{before}, {addition}")
+    };
+    // Both parts were header values already.
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,213 @@
+//! The shared terminal of a repl: one WebSocket to the user, kept open while the other end moves.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::ws::{self, WebSocket};
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use model::id::{Epoch, HostId, ReplId};
+use model::wire::node::OpenKind;
+use serde::{Deserialize, Serialize};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use super::Gateway;
+use super::open::{NoWay, Way};
+use super::proxy::Session;
+
+/// A terminal's size, as a client asks for it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct Size {
+    #[serde(default = "Size::default_columns")]
+    pub(super) columns: u16,
+    #[serde(default = "Size::default_rows")]
+    pub(super) rows: u16,
+}
+
+impl Size {
+    fn default_columns() -> u16 {
+        80
+    }
+
+    fn default_rows() -> u16 {
+        24
+    }
+}
+
+/// What the gateway itself reads of a client's control messages: the size, for the next terminal.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Control {
+    Resize(Size),
+}
+
+/// What the gateway itself tells a client.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Notice<'a> {
+    Moved {
+        host: &'a str,
+        epoch: u64,
+        milliseconds: u64,
+    },
+    Error {
+        code: &'a str,
+        message: &'a str,
+    },
+}
+
+/// How a terminal's session ended.
+enum End {
+    /// Its container is gone: there will be another.
+    Moved,
+    /// The shell, or the client, has ended it.
+    Over(Option<CloseFrame>),
+}
+
+type Terminal = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Opens the repl's terminal.
+pub(super) async fn open(
+    gateway: &Gateway,
+    repl: &ReplId,
+    size: Size,
+) -> Result<(Way, Terminal), NoWay> {
+    let kind = OpenKind::Shell {
+        columns: size.columns,
+        rows: size.rows,
+    };
+    let session = Session::begin(gateway, repl.clone());
+    match gateway.open(repl, &kind).await {
+        Ok(mut way) => {
+            session.opened(way.host.clone(), way.opened.epoch);
+            let stream = way.opened.stream.take().ok_or_else(|| {
+                model::api::Refusal::new(
+                    model::api::RefusalCode::Internal,
+                    "the host gave no terminal",
+                )
+            })?;
+            let terminal =
+                WebSocketStream::from_raw_socket(TokioIo::new(stream), Role::Client, None).await;
+            Ok((way, terminal))
+        }
+        Err(no_way) => {
+            session.refused(&no_way);
+            Err(no_way)
+        }
+    }
+}
+
+/// Serves a client until its shell has ended or it goes away, through every move of the container.
+pub(super) async fn serve(
+    gateway: Arc<Gateway>,
+    repl: ReplId,
+    mut size: Size,
+    mut terminal: Terminal,
+    mut client: WebSocket,
+) {
+    loop {
+        match relay(&mut client, &mut terminal, &mut size).await {
+            End::Over(frame) => {
+                let frame = frame.map(|frame| ws::CloseFrame {
+                    code: frame.code.into(),
+                    reason: frame.reason.as_str().into(),
+                });
+                // A client that went away needs no farewell.
+                let _ = client.send(ws::Message::Close(frame)).await;
+                return;
+            }
+            End::Moved => {
+                let began = Instant::now();
+                match open(&gateway, &repl, size).await {
+                    Ok((way, next)) => {
+                        terminal = next;
+                        if say_moved(&mut client, &way.host, way.opened.epoch, began)
+                            .await
+                            .is_err()
+                        {
+                            return;
+                        }
+                    }
+                    Err(no_way) => return say_lost(&mut client, &no_way).await,
+                }
+            }
+        }
+    }
+}
+
+async fn relay(client: &mut WebSocket, terminal: &mut Terminal, size: &mut Size) -> End {
+    loop {
+        tokio::select! {
+            message = terminal.next() => {
+                let message = match message {
+                    Some(Ok(Message::Binary(output))) => ws::Message::Binary(output),
+                    Some(Ok(Message::Text(notice))) => ws::Message::Text(notice.as_str().into()),
+                    Some(Ok(Message::Close(Some(frame)))) if frame.code != CloseCode::Restart => {
+                        return End::Over(Some(frame));
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return End::Moved,
+                };
+                if client.send(message).await.is_err() {
+                    return End::Over(None);
+                }
+            }
+            message = client.recv() => {
+                let message = match message {
+                    Some(Ok(ws::Message::Binary(keys))) => Message::Binary(keys),
+                    Some(Ok(ws::Message::Text(text))) => {
+                        if let Ok(Control::Resize(wanted)) = serde_json::from_str(text.as_str()) {
+                            *size = wanted;
+                        }
+                        Message::Text(Utf8Bytes::from(text.as_str()))
+                    }
+                    Some(Ok(ws::Message::Ping(_) | ws::Message::Pong(_))) => continue,
+                    Some(Ok(ws::Message::Close(_)) | Err(_)) | None => return End::Over(None),
+                };
+                if terminal.send(message).await.is_err() {
+                    return End::Moved;
+                }
+            }
+        }
+    }
+}
+
+async fn say_moved(
+    client: &mut WebSocket,
+    host: &HostId,
+    epoch: Epoch,
+    began: Instant,
+) -> Result<(), axum::Error> {
+    let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let line = format!("\r\n[conman] moved to {host} in {milliseconds} ms\r\n");
+    client.send(ws::Message::Binary(line.into())).await?;
+    let notice = Notice::Moved {
+        host: host.as_str(),
+        epoch: epoch.0,
+        milliseconds,
+    };
+    client.send(text(&notice)).await
+}
+
+async fn say_lost(client: &mut WebSocket, no_way: &NoWay) {
+    let notice = Notice::Error {
+        code: no_way.refusal.code.as_str(),
+        message: &no_way.refusal.message,
+    };
+    let frame = ws::CloseFrame {
+        code: ws::close_code::AGAIN,
+        reason: no_way.refusal.code.as_str().into(),
+    };
+    // A client that went away meanwhile needs neither.
+    let _ = client.send(text(&notice)).await;
+    let _ = client.send(ws::Message::Close(Some(frame))).await;
+}
+
+fn text(notice: &Notice<'_>) -> ws::Message {
+    // Plain values: there is nothing in them that JSON cannot say.
+    ws::Message::Text(serde_json::to_string(notice).unwrap_or_default().into())
+}
