@@ -29,6 +29,10 @@ use crate::runtime::{Exit, Running, RuntimeEvent, keeper_gone};
 /// How long to wait before a proof that failed is tried again.
 const PROVE_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long to stay away from a keeper that is alive and closed the connection. The usual reason is a newer
+/// conman, which must not be pushed out at once.
+const CLOSED_PAUSE: Duration = Duration::from_millis(500);
+
 /// Who waits for an answer.
 enum Waiting {
     Start(ContainerId, oneshot::Sender<Result<Running, Refusal>>),
@@ -50,31 +54,38 @@ pub(super) async fn drive(
     socket: PathBuf,
     mut asks: mpsc::UnboundedReceiver<Ask>,
 ) {
+    // The keeper that was announced and whose loss was not.
     let mut before: Option<Arc<KeeperLife>> = None;
+    let mut pause = Duration::ZERO;
     loop {
-        let Some(mut link) = seek(&shared, &socket, &mut asks, &mut before).await else {
+        let Some(mut link) = seek(&shared, &socket, &mut asks, &mut before, pause).await else {
             return;
         };
+        pause = CLOSED_PAUSE;
         let is_same = before
             .as_ref()
             .is_some_and(|life| life.pid == link.life.pid);
-        if let Some(life) = before.take().filter(|_| !is_same) {
+        if let Some(life) = before.take_if(|_| !is_same) {
             shared.keeper_lost(&life);
         }
         match resync(&shared, &mut link, is_same).await {
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(%error, "adopt containers from keeper");
-                before = Some(link.life);
+                tracing::info!(%error, "the connection to the keeper ended while its list was read");
                 continue;
             }
         }
         if !is_same {
             shared.report(RuntimeEvent::KeeperConnected { pid: link.life.pid });
         }
+        before = Some(link.life.clone());
         match serve(&shared, &mut link, &mut asks).await {
-            Over::Closed => before = Some(link.life),
-            Over::Dead => shared.keeper_lost(&link.life),
+            Over::Closed => {}
+            Over::Dead => {
+                before = None;
+                pause = Duration::ZERO;
+                shared.keeper_lost(&link.life);
+            }
             Over::Unused => return,
         }
     }
@@ -86,8 +97,9 @@ async fn seek(
     socket: &std::path::Path,
     asks: &mut mpsc::UnboundedReceiver<Ask>,
     before: &mut Option<Arc<KeeperLife>>,
+    pause: Duration,
 ) -> Option<Link> {
-    let mut seeking = std::pin::pin!(Link::seek(socket));
+    let mut seeking = std::pin::pin!(seek_after(socket, pause));
     loop {
         let ended = async {
             match before.as_ref() {
@@ -100,11 +112,18 @@ async fn seek(
             () = ended => {
                 if let Some(life) = before.take() {
                     shared.keeper_lost(&life);
+                    // The next one is waited for from now on.
+                    seeking.set(seek_after(socket, Duration::ZERO));
                 }
             }
             ask = asks.recv() => refuse(ask?),
         }
     }
+}
+
+async fn seek_after(socket: &std::path::Path, pause: Duration) -> Link {
+    tokio::time::sleep(pause).await;
+    Link::seek(socket).await
 }
 
 fn refuse(ask: Ask) {

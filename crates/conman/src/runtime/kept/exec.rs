@@ -155,7 +155,8 @@ impl Kept {
         let mut buffer = vec![0; 64 * 1024];
         // A pipe holds 64 KiB unless its owner changed that; whoever writes on is not waited for.
         let mut left = 1024 * 1024_usize;
-        while let Ok(read @ 1..) = self.pipe.try_read(&mut buffer) {
+        // Past tokio, which has not yet heard of what came last.
+        while let Ok(read @ 1..) = rustix::io::read(&self.pipe, &mut buffer) {
             self.keep(&buffer[..read]);
             left = left.saturating_sub(read);
             if left == 0 {
