@@ -13,15 +13,18 @@ use std::path::PathBuf;
 
 use model::id::ContainerId;
 use model::time::BootTime;
-use model::wire::keeper::{Held, HeldState, KeeperRefusal, KeeperRefusalCode, START_MAX, WireExit};
+use model::wire::keeper::{
+    Held, HeldState, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, MESSAGE_BYTES_MAX, START_MAX,
+    WireExit,
+};
 use rustix::process::Signal;
 
 use crate::failure::refused;
 use crate::launch::Launched;
-use crate::mounts;
 use crate::packet::{self, Wait};
 use crate::processes::{self, Process};
 use crate::report::FromInit;
+use crate::shared;
 
 /// One container.
 pub(crate) struct Container {
@@ -112,7 +115,7 @@ impl Container {
             } else {
                 Kind::Process
             },
-            notes: launched.notes,
+            notes: bounded(launched.notes),
             said: None,
         }
     }
@@ -192,7 +195,7 @@ impl Container {
                 cgroup: Some(cgroup),
             } => {
                 // Older kernels have no cgroup.kill; a dead container's cgroup may be gone.
-                let _ = mounts::write_file(cgroup.join("cgroup.kill"), "1");
+                let _ = shared::write_file(cgroup.join("cgroup.kill"), "1");
             }
             Kind::Native { cgroup: None } => {}
             Kind::Process => {
@@ -221,6 +224,21 @@ impl Container {
         }
     }
 }
+
+/// A page of the list must fit into a message, whatever paths the notes name.
+fn bounded(mut notes: Vec<String>) -> Vec<String> {
+    notes.truncate(NOTES_MAX);
+    for note in &mut notes {
+        let end = note.floor_char_boundary(NOTE_BYTES_MAX);
+        note.truncate(end);
+    }
+    notes
+}
+
+const NOTES_MAX: usize = 4;
+const NOTE_BYTES_MAX: usize = 200;
+// A path's odd byte may become two in JSON; the rest of an entry is well below 512 bytes.
+const _: () = assert!(LIST_PAGE * (NOTES_MAX * NOTE_BYTES_MAX * 2 + 512) < MESSAGE_BYTES_MAX);
 
 /// What it means that an init was reaped.
 pub(crate) enum Reaped {

@@ -19,9 +19,11 @@ use seccompiler::BpfProgram;
 
 use crate::failure::{Step, failed, refused};
 use crate::init::{self, Birth, Log, Program, Walls};
-use crate::mounts::{self, Mounts};
+use crate::mounts::Mounts;
+use crate::oom::ScoreBefore;
 use crate::packet;
 use crate::report::Go;
+use crate::shared;
 use crate::sys::{self, Cloned};
 use crate::witness::Witness;
 
@@ -49,6 +51,8 @@ pub(crate) struct Launcher {
     pub(crate) native: Option<Native>,
     /// The limit of open files that programs get.
     pub(crate) open_files: rustix::process::Rlimit,
+    /// The score for the out-of-memory killer that programs get.
+    pub(crate) oom_score: ScoreBefore,
 }
 
 /// What native starts need.
@@ -61,6 +65,11 @@ pub(crate) struct Native {
     pub(crate) uid_base: u32,
 }
 
+/// A held container: its pidfd, its control socket, its report socket.
+const FDS_PER_CONTAINER: u64 = 3;
+/// For a start itself, the connection, the list's copies that wait to be sent, and the keeper's own.
+const FDS_RESERVED: u64 = 256;
+
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
@@ -69,6 +78,22 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 
 impl Launcher {
+    /// Whether this keeper has fds left for one more, so that it always has some for conman and for kills.
+    pub(crate) fn has_room(&self, containers: usize) -> Result<(), KeeperRefusal> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let needed = containers as u64 * FDS_PER_CONTAINER + FDS_RESERVED;
+        if limit.is_some_and(|limit| needed > limit) {
+            return Err(refused(
+                KeeperRefusalCode::LimitReached,
+                "admit",
+                format!(
+                    "{containers} containers need {needed} open files, and that is the keeper's limit"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// Whether this keeper can do that at all.
     pub(crate) fn supports(&self, launch: &Launch) -> Result<(), KeeperRefusal> {
         match (&launch.kind, &self.native) {
@@ -132,6 +157,7 @@ impl Launcher {
             walls = Some(Walls {
                 root: Some(root),
                 hostname: plan.hostname.clone(),
+                cgroup: cgroup.is_some(),
                 seccomp: &native.seccomp,
             });
             placement = Some(Placement {
@@ -147,6 +173,7 @@ impl Launcher {
             control: inits_control,
             witness,
             open_files: self.open_files,
+            oom_score: &self.oom_score,
         };
         let cloned = sys::clone3(flags, cgroup.as_ref().map(AsFd::as_fd)).map_err(refuse_clone)?;
         let Cloned::Parent { pid, pidfd } = cloned else {
@@ -181,9 +208,9 @@ struct Placement<'a> {
 impl Launched {
     fn place(&self, placement: Option<Placement<'_>>) -> Result<(), KeeperRefusal> {
         if let Some(Placement { plan, uid_base }) = placement {
-            mounts::write_id_maps(self.pid, uid_base)?;
+            shared::write_id_maps(self.pid, uid_base)?;
             for directory in &plan.cgroup_v1 {
-                mounts::write_file(directory.join("cgroup.procs"), &self.pid.to_string())
+                shared::write_file(directory.join("cgroup.procs"), &self.pid.to_string())
                     .step("join cgroup")
                     .map_err(|refusal| name(directory, refusal))?;
             }

@@ -35,18 +35,21 @@
 mod book;
 mod clock;
 mod container;
+mod deaths;
 mod failure;
 mod init;
 mod launch;
 mod link;
 mod mounts;
 mod note;
+mod oom;
 mod packet;
 mod place;
 mod processes;
 mod report;
 mod seccomp;
 mod server;
+mod shared;
 mod sys;
 mod witness;
 
@@ -117,7 +120,13 @@ pub enum KeeperError {
 /// Runs a keeper in this process until SIGTERM or SIGINT, then kills all containers and returns. The caller must
 /// have started no thread, and should exit with this. At the deadline this process is killed.
 pub fn run(config: Config) -> Result<(), KeeperError> {
-    let place = Place::take(&config.socket)?;
+    // The working directory changes below.
+    let socket = std::path::absolute(&config.socket).map_err(|source| PlaceError::Io {
+        path: config.socket.clone(),
+        step: "find socket",
+        source,
+    })?;
+    let place = Place::take(&socket)?;
     let signals = {
         sys::block_signals(server::SIGNALS).step("block signals")?;
         sys::signal_fd(server::SIGNALS).step("make signal fd")?
@@ -141,6 +150,7 @@ pub fn run(config: Config) -> Result<(), KeeperError> {
             host: config.host.clone(),
             native,
             open_files,
+            oom_score: oom::protect(),
         },
         book: Book::default(),
         link: None,

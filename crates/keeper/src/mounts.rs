@@ -22,8 +22,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use model::wire::keeper::{Access, Bind, KeeperRefusal, KeeperRefusalCode, RootPlan, UID_COUNT};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use model::wire::keeper::{Access, Bind, KeeperRefusal, KeeperRefusalCode, RootPlan};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
@@ -31,10 +31,13 @@ use rustix::mount::{
 };
 
 use crate::failure::{Step, refused};
-use crate::sys;
+use crate::{shared, sys};
 
 /// The most layers that are kept attached; at one more, all unused ones are let go.
-const LAYERS_MAX: usize = 128;
+const LAYERS_MAX: usize = 512;
+
+/// The size of a mount option, its terminating NUL included.
+const OPTION_BYTES_MAX: usize = 256;
 
 /// Everything that a native container's root needs from the keeper.
 pub(crate) struct Root {
@@ -42,14 +45,15 @@ pub(crate) struct Root {
     pub(crate) overlay: OwnedFd,
     /// `/dev`.
     pub(crate) devices: OwnedFd,
-    /// An empty read-only directory, to cover others with: one fd for each use.
+    /// What is bound, and where.
     pub(crate) binds: Vec<(OwnedFd, PathBuf)>,
     /// Where it is not what was asked for.
     pub(crate) notes: Vec<String>,
 }
 
 struct Layer {
-    directory: OwnedFd,
+    /// Its name in the scratch, which is this process' working directory.
+    name: String,
     device: u64,
     inode: u64,
     shifted: bool,
@@ -95,8 +99,10 @@ impl Mounts {
         .step("mount scratch")?;
         rustix::mount::mount_change(scratch, MountPropagationFlags::PRIVATE)
             .step("make scratch private")?;
-        let donor = donor_namespace(uid_base)?;
-        let devices = make_devices(&scratch.join("dev"))?;
+        // Layers are named relative to it: an option of overlayfs has at most 255 bytes.
+        rustix::process::chdir(scratch).step("enter scratch")?;
+        let donor = shared::donor_namespace(uid_base)?;
+        let devices = shared::make_devices(&scratch.join("dev"))?;
         Ok(Self {
             uid_base,
             scratch: scratch.to_owned(),
@@ -173,12 +179,15 @@ impl Mounts {
                 rustix::mount::fsconfig_set_string(context.as_fd(), key, value)
             };
             set(c"source", "conman")?;
-            // By fd: a path may be longer than the 255 bytes of an option, and may have a colon.
-            if let [lower] = lowers.as_slice() {
-                set(c"lowerdir", &fd_path(&lower.directory))?;
+            // By relative name and by fd: a path may be too long for an option, and may have a colon.
+            let names: Vec<&str> = lowers.iter().map(|layer| layer.name.as_str()).collect();
+            let joined = names.join(":");
+            if joined.len() < OPTION_BYTES_MAX {
+                set(c"lowerdir", &joined)?;
             } else {
-                for lower in &lowers {
-                    set(c"lowerdir+", &fd_path(&lower.directory))?;
+                // Since Linux 6.5.
+                for name in names {
+                    set(c"lowerdir+", name)?;
                 }
             }
             set(c"upperdir", &fd_path(&upper))?;
@@ -237,15 +246,14 @@ impl Mounts {
             )
             .step("shift image")?;
         self.layers_made += 1;
-        let place = self.scratch.join(format!("layer-{}", self.layers_made));
+        let name = self.layers_made.to_string();
+        let place = self.scratch.join(&name);
         rustix::fs::mkdir(&place, Mode::from_raw_mode(0o700)).step("attach image")?;
         attach(tree.as_fd(), &place).step("attach image")?;
-        // Through the place where it is attached, not through the fd of the clone.
-        let directory = open_directory(&place, "attach image")?;
         self.layers.insert(
             path.to_owned(),
             Layer {
-                directory,
+                name,
                 device: found.st_dev,
                 inode: found.st_ino,
                 shifted: shift == Shift::Done,
@@ -258,7 +266,7 @@ impl Mounts {
     fn release_layers(&mut self) {
         self.layers.clear();
         for made in 1..=self.layers_made {
-            let place = self.scratch.join(format!("layer-{made}"));
+            let place = self.scratch.join(made.to_string());
             if rustix::mount::unmount(&place, UnmountFlags::DETACH).is_ok() {
                 // It is an empty directory of the scratch: left behind, it would do no harm.
                 let _ = rustix::fs::rmdir(&place);
@@ -330,7 +338,7 @@ fn fd_path(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn open_directory(path: &Path, step: &str) -> Result<OwnedFd, KeeperRefusal> {
+pub(crate) fn open_directory(path: &Path, step: &str) -> Result<OwnedFd, KeeperRefusal> {
     let opened = rustix::fs::open(
         path,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -383,103 +391,6 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, place: &Path) -> Result<(), Errno> {
         place,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
-}
-
-/// A user namespace that maps as the containers' do, and has no process.
-fn donor_namespace(uid_base: u32) -> Result<OwnedFd, KeeperRefusal> {
-    let (here, there) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make donor namespace")?;
-    let cloned = sys::clone3(libc::CLONE_NEWUSER, None)
-        .step_or("make donor namespace", KeeperRefusalCode::Unsupported)?;
-    let sys::Cloned::Parent { pid, pidfd } = cloned else {
-        drop(there);
-        // Until the keeper closes its end, or is gone.
-        let _ = rustix::io::read(&here, &mut [0_u8; 1][..]);
-        sys::exit_now(0);
-    };
-    let made = write_id_maps(pid, uid_base).and_then(|()| {
-        rustix::fs::open(
-            format!("/proc/{pid}/ns/user"),
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .step("open donor namespace")
-    });
-    drop(there);
-    // It ends by itself now; what it leaves is its exit status.
-    let _ = rustix::process::waitid(
-        rustix::process::WaitId::PidFd(pidfd.as_fd()),
-        rustix::process::WaitIdOptions::EXITED,
-    );
-    made
-}
-
-/// Maps the ids of a new user namespace: 0 and up, inside, to `uid_base` and up.
-pub(crate) fn write_id_maps(pid: i32, uid_base: u32) -> Result<(), KeeperRefusal> {
-    let map = format!("0 {uid_base} {UID_COUNT}\n");
-    for file in ["uid_map", "gid_map"] {
-        write_file(format!("/proc/{pid}/{file}"), &map).step("map ids")?;
-    }
-    Ok(())
-}
-
-/// Writes a file of procfs or cgroupfs: one write, no truncation.
-pub(crate) fn write_file(path: impl rustix::path::Arg, text: &str) -> Result<(), Errno> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, text.as_bytes()).map(drop)
-}
-
-/// The device directory: a tmpfs with what every program may use.
-fn make_devices(place: &Path) -> Result<OwnedFd, KeeperRefusal> {
-    const STEP: &str = "make devices";
-    let directory = Mode::from_raw_mode(0o755);
-    rustix::fs::mkdir(place, directory).step(STEP)?;
-    rustix::mount::mount(
-        c"conman-dev",
-        place,
-        c"tmpfs",
-        MountFlags::NOSUID | MountFlags::NOEXEC,
-        c"mode=0755,size=64k,nr_inodes=64",
-    )
-    .step(STEP)?;
-    rustix::mount::mount_change(place, MountPropagationFlags::PRIVATE).step(STEP)?;
-    let devices = [
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("random", 1, 8),
-        ("urandom", 1, 9),
-        ("tty", 5, 0),
-    ];
-    for (name, major, minor) in devices {
-        let path = place.join(name);
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(0o666),
-            rustix::fs::makedev(major, minor),
-        )
-        .step(STEP)?;
-        // Whatever the umask.
-        rustix::fs::chmod(&path, Mode::from_raw_mode(0o666)).step(STEP)?;
-    }
-    for name in ["pts", "shm", "mqueue"] {
-        rustix::fs::mkdir(place.join(name), directory).step(STEP)?;
-    }
-    // An empty directory that nobody may read: covers what is masked.
-    rustix::fs::mkdir(place.join(".masked"), Mode::from_raw_mode(0o000)).step(STEP)?;
-    let links = [
-        ("ptmx", "pts/ptmx"),
-        ("fd", "/proc/self/fd"),
-        ("stdin", "/proc/self/fd/0"),
-        ("stdout", "/proc/self/fd/1"),
-        ("stderr", "/proc/self/fd/2"),
-    ];
-    for (name, target) in links {
-        rustix::fs::symlink(target, place.join(name)).step(STEP)?;
-    }
-    open_directory(place, STEP)
 }
 
 /// Takes the scratch off its directory, with all that is attached below it.

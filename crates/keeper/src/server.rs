@@ -7,23 +7,21 @@ use std::time::Duration;
 use model::id::ContainerId;
 use model::time::BootTime;
 use model::wire::keeper::{
-    Answer, Event, FromKeeper, Hello, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, Launch,
-    LaunchKind, PROTOCOL, Request, ToKeeper, WireExit,
+    Answer, FromKeeper, Hello, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, Launch, LaunchKind,
+    PROTOCOL, Request, ToKeeper, WireExit,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Signal, WaitOptions};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::book::{Arming, Book};
 use crate::clock::{DeadlineTimer, boot_now};
-use crate::container::{Container, News, Phase, Reaped};
+use crate::container::{Container, News, Phase};
 use crate::failure::{Step, refused};
 use crate::launch::Launcher;
 use crate::link::{Link, LinkState};
 use crate::note::{Level, note};
 use crate::packet::Received;
-use crate::processes;
-use crate::sys;
 
 /// How long a keeper that goes down waits for the last container's death. The kernel's part takes some
 /// milliseconds; only a process that hangs in the kernel takes longer.
@@ -92,7 +90,7 @@ impl Server<'_> {
         }
     }
 
-    fn alive(&self) -> usize {
+    pub(crate) fn alive(&self) -> usize {
         let alive = |container: &&Container| !matches!(container.phase, Phase::Ended(_));
         self.containers.values().filter(alive).count()
     }
@@ -207,7 +205,7 @@ impl Server<'_> {
         }
     }
 
-    fn say(&mut self, message: &FromKeeper, fds: &[BorrowedFd<'_>]) {
+    pub(crate) fn say(&mut self, message: &FromKeeper, fds: &[BorrowedFd<'_>]) {
         if let Some(link) = &mut self.link
             && link.send(message, fds) == LinkState::Broken
         {
@@ -215,7 +213,7 @@ impl Server<'_> {
         }
     }
 
-    fn answer(&mut self, id: u64, answer: Answer, fds: &[BorrowedFd<'_>]) {
+    pub(crate) fn answer(&mut self, id: u64, answer: Answer, fds: &[BorrowedFd<'_>]) {
         self.say(&FromKeeper::Answer { id, answer }, fds);
     }
 
@@ -334,6 +332,7 @@ impl Server<'_> {
         launch: &Launch,
     ) -> Result<(), KeeperRefusal> {
         self.launcher.supports(launch)?;
+        self.launcher.has_room(self.containers.len())?;
         let program = self.launcher.read(launch)?;
         let now = boot_now();
         self.book.admit(now, &id)?;
@@ -354,7 +353,7 @@ impl Server<'_> {
         }
     }
 
-    fn has_started(&mut self, id: &ContainerId) {
+    pub(crate) fn has_started(&mut self, id: &ContainerId) {
         let Some(mut container) = self.containers.remove(id) else {
             return;
         };
@@ -389,28 +388,6 @@ impl Server<'_> {
         }
     }
 
-    fn kill(&mut self, ids: &[ContainerId]) {
-        let processes = if ids.iter().any(|id| self.is_plain_process(id)) {
-            processes::all()
-        } else {
-            Vec::new()
-        };
-        // First every PID 1, which is what kills; then what is slower.
-        for pass in [Container::kill_init_of_native, Container::finish_killing] {
-            for id in ids {
-                if let Some(container) = self.containers.get_mut(id) {
-                    pass(container, &processes);
-                }
-            }
-        }
-    }
-
-    fn is_plain_process(&self, id: &ContainerId) -> bool {
-        self.containers
-            .get(id)
-            .is_some_and(Container::is_plain_process)
-    }
-
     fn terminate(&self, id: &ContainerId) -> Result<(), KeeperRefusal> {
         match self.containers.get(id).map(|container| &container.phase) {
             Some(Phase::Running(fds)) => {
@@ -423,95 +400,6 @@ impl Server<'_> {
                 format!("{id} is not running here"),
             )),
         }
-    }
-
-    // ---- deaths
-
-    fn take_signals(&mut self) {
-        while let Some(signal) = sys::read_signal(&self.signals) {
-            if signal != libc::SIGCHLD && self.down_by.is_none() {
-                self.go_down();
-            }
-        }
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let pid = pid.as_raw_nonzero().get();
-            let is_it = |container: &&mut Container| {
-                container.pid == pid && !matches!(container.phase, Phase::Ended(_))
-            };
-            // Others are orphans of plain processes: reaped, and that is all.
-            if let Some(container) = self.containers.values_mut().find(is_it) {
-                let news = container.take_reports();
-                let id = container.id.clone();
-                if let News::Started = news {
-                    self.has_started(&id);
-                }
-                self.reaped(&id, processes::wire_exit(status));
-            }
-        }
-        self.end_orphans();
-    }
-
-    fn reaped(&mut self, id: &ContainerId, status: WireExit) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        let plain = container.is_plain_process();
-        match container.reaped(status) {
-            Reaped::StartFailed(request, refusal) => {
-                self.containers.remove(id);
-                note(
-                    Level::Info,
-                    "start failed",
-                    json!({"container": id.to_string(), "step": refusal.step, "message": refusal.message}),
-                );
-                self.answer(request, Answer::Refused(refusal), &[]);
-            }
-            Reaped::Exited(exit) if plain => self.orphaned.push((id.clone(), exit)),
-            Reaped::Exited(exit) => self.tell_exited(id.clone(), exit),
-        }
-    }
-
-    fn tell_exited(&mut self, id: ContainerId, exit: WireExit) {
-        let event = Event::Exited { id, exit };
-        self.say(&FromKeeper::Event { event }, &[]);
-    }
-
-    /// The keeper is the subreaper of plain processes: what an init that was itself killed has left comes here,
-    /// and is killed before the container is called dead. Each of their deaths brings us here again.
-    fn end_orphans(&mut self) {
-        if self.orphaned.is_empty() {
-            return;
-        }
-        let all = processes::all();
-        let this = std::process::id() as i32;
-        let orphans: Vec<_> = all
-            .iter()
-            .filter(|process| process.parent == this)
-            .filter(|process| !self.containers.values().any(|held| held.pid == process.pid))
-            .collect();
-        if orphans.is_empty() {
-            for (id, exit) in std::mem::take(&mut self.orphaned) {
-                self.tell_exited(id, exit);
-            }
-        }
-        for orphan in orphans {
-            for process in processes::descendants(&all, orphan.pid) {
-                processes::signal(process.pid, Signal::KILL);
-            }
-            processes::signal(orphan.pid, Signal::KILL);
-        }
-    }
-
-    fn go_down(&mut self) {
-        note(
-            Level::Info,
-            "going down",
-            json!({"containers": self.alive()}),
-        );
-        self.book.go_down();
-        self.down_by = Some(boot_now().plus(GOING_DOWN_MAX));
-        let all: Vec<ContainerId> = self.containers.keys().cloned().collect();
-        self.kill(&all);
     }
 }
 

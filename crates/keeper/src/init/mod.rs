@@ -30,6 +30,7 @@ use seccompiler::BpfProgram;
 
 use crate::failure::{Step, refused};
 use crate::mounts::Root;
+use crate::oom::ScoreBefore;
 use crate::packet::{self, Wait};
 use crate::report::{FromInit, Go};
 use crate::sys;
@@ -57,6 +58,8 @@ pub(crate) struct Birth<'a> {
     pub(crate) witness: Option<Witness>,
     /// The limit of open files that programs get.
     pub(crate) open_files: rustix::process::Rlimit,
+    /// The score for the out-of-memory killer that programs get.
+    pub(crate) oom_score: &'a ScoreBefore,
 }
 
 /// A native container's walls.
@@ -65,6 +68,8 @@ pub(crate) struct Walls<'a> {
     pub(crate) root: Option<Root>,
     /// Its host name.
     pub(crate) hostname: String,
+    /// Whether it is in a v2 cgroup of its own, which it may then read.
+    pub(crate) cgroup: bool,
     /// Its filter.
     pub(crate) seccomp: &'a BpfProgram,
 }
@@ -116,10 +121,11 @@ fn make<'a>(
     // SIGPIPE stays ignored, as the keeper has it: a vanished reader is an error number here.
     sys::block_signals(SIGNALS).step("block signals")?;
     let signals = sys::signal_fd(SIGNALS).step("make signal fd")?;
+    birth.oom_score.restore();
     if let (Some(walls), Some(root)) = (&birth.native, root) {
         privileges::become_root()?;
         arm_death(&birth.keeper)?;
-        root::make(root, &walls.hostname)?;
+        root::make(root, walls)?;
     } else {
         rustix::process::setsid().step("start a session")?;
         // Orphaned descendants come to this process, so that none gets out of its tree.
@@ -129,9 +135,10 @@ fn make<'a>(
     quiet_standard_fds().step("open /dev/null")?;
     rustix::process::setrlimit(rustix::process::Resource::Nofile, birth.open_files)
         .step("limit open files")?;
+    // One byte: too little for a file, and the kernel's sign to start no core handler of the host's either.
     let no_core = rustix::process::Rlimit {
-        current: Some(0),
-        maximum: Some(0),
+        current: Some(1),
+        maximum: Some(1),
     };
     rustix::process::setrlimit(rustix::process::Resource::Core, no_core)
         .step("limit core dumps")?;

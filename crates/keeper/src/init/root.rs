@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags};
 
+use super::Walls;
 use crate::failure::Step;
 use crate::mounts::{Root, attach};
 use crate::sys;
@@ -52,11 +53,11 @@ impl Root {
 }
 
 /// Makes it. The caller is root of its user namespace, and in new namespaces of every other kind.
-pub(super) fn make(root: Root, hostname: &str) -> Result<(), KeeperRefusal> {
+pub(super) fn make(root: Root, walls: &Walls<'_>) -> Result<(), KeeperRefusal> {
     // SAFETY: this process has one thread, and no other shares its file system context.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
         .step("enter a cgroup namespace")?;
-    rustix::system::sethostname(hostname.as_bytes()).step("set host name")?;
+    rustix::system::sethostname(walls.hostname.as_bytes()).step("set host name")?;
     sys::loopback_up().step("bring up loopback")?;
 
     // While the host's are still in sight: the kernel gives them only to whom a whole one is visible already.
@@ -75,6 +76,16 @@ pub(super) fn make(root: Root, hostname: &str) -> Result<(), KeeperRefusal> {
 
     place(&proc, c"/proc")?;
     place(&sys, c"/sys")?;
+    if walls.cgroup {
+        // Of its own cgroup namespace: programs that fit themselves to their limits find them here.
+        let cgroup = new_mount(
+            c"cgroup2",
+            &[],
+            nosuid_noexec_nodev | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )
+        .step("make /sys/fs/cgroup")?;
+        place(&cgroup, c"/sys/fs/cgroup")?;
+    }
     place(&root.devices, c"/dev")?;
     let pts = new_mount(
         c"devpts",

@@ -1,0 +1,127 @@
+//! The keeper's other half: deaths, asked for or not.
+//!
+//! Every death is noticed in one place, by reaping. SIGCHLD only says that it is time to look.
+
+use model::id::ContainerId;
+use model::wire::keeper::{Answer, Event, FromKeeper, WireExit};
+use rustix::process::{Signal, WaitOptions};
+use serde_json::json;
+
+use crate::clock::boot_now;
+use crate::container::{Container, News, Phase, Reaped};
+use crate::note::{Level, note};
+use crate::processes;
+use crate::server::{GOING_DOWN_MAX, Server};
+use crate::sys;
+
+impl Server<'_> {
+    /// Kills containers, all at once.
+    pub(crate) fn kill(&mut self, ids: &[ContainerId]) {
+        let processes = if ids.iter().any(|id| self.is_plain_process(id)) {
+            processes::all()
+        } else {
+            Vec::new()
+        };
+        // First every PID 1, which is what kills; then what is slower.
+        for pass in [Container::kill_init_of_native, Container::finish_killing] {
+            for id in ids {
+                if let Some(container) = self.containers.get_mut(id) {
+                    pass(container, &processes);
+                }
+            }
+        }
+    }
+
+    fn is_plain_process(&self, id: &ContainerId) -> bool {
+        self.containers
+            .get(id)
+            .is_some_and(Container::is_plain_process)
+    }
+
+    pub(crate) fn take_signals(&mut self) {
+        while let Some(signal) = sys::read_signal(&self.signals) {
+            if signal != libc::SIGCHLD && self.down_by.is_none() {
+                self.go_down();
+            }
+        }
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let pid = pid.as_raw_nonzero().get();
+            let is_it = |container: &&mut Container| {
+                container.pid == pid && !matches!(container.phase, Phase::Ended(_))
+            };
+            // Others are orphans of plain processes: reaped, and that is all.
+            if let Some(container) = self.containers.values_mut().find(is_it) {
+                let news = container.take_reports();
+                let id = container.id.clone();
+                if let News::Started = news {
+                    self.has_started(&id);
+                }
+                self.reaped(&id, processes::wire_exit(status));
+            }
+        }
+        self.end_orphans();
+    }
+
+    fn reaped(&mut self, id: &ContainerId, status: WireExit) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let plain = container.is_plain_process();
+        match container.reaped(status) {
+            Reaped::StartFailed(request, refusal) => {
+                self.containers.remove(id);
+                note(
+                    Level::Info,
+                    "start failed",
+                    json!({"container": id.to_string(), "step": refusal.step, "message": refusal.message}),
+                );
+                self.answer(request, Answer::Refused(refusal), &[]);
+            }
+            Reaped::Exited(exit) if plain => self.orphaned.push((id.clone(), exit)),
+            Reaped::Exited(exit) => self.tell_exited(id.clone(), exit),
+        }
+    }
+
+    fn tell_exited(&mut self, id: ContainerId, exit: WireExit) {
+        let event = Event::Exited { id, exit };
+        self.say(&FromKeeper::Event { event }, &[]);
+    }
+
+    /// The keeper is the subreaper of plain processes: what an init that was itself killed has left comes here,
+    /// and is killed before the container is called dead. Each of their deaths brings us here again.
+    fn end_orphans(&mut self) {
+        if self.orphaned.is_empty() {
+            return;
+        }
+        let all = processes::all();
+        let this = std::process::id() as i32;
+        let orphans: Vec<_> = all
+            .iter()
+            .filter(|process| process.parent == this)
+            .filter(|process| !self.containers.values().any(|held| held.pid == process.pid))
+            .collect();
+        if orphans.is_empty() {
+            for (id, exit) in std::mem::take(&mut self.orphaned) {
+                self.tell_exited(id, exit);
+            }
+        }
+        for orphan in orphans {
+            for process in processes::descendants(&all, orphan.pid) {
+                processes::signal(process.pid, Signal::KILL);
+            }
+            processes::signal(orphan.pid, Signal::KILL);
+        }
+    }
+
+    fn go_down(&mut self) {
+        note(
+            Level::Info,
+            "going down",
+            json!({"containers": self.alive()}),
+        );
+        self.book.go_down();
+        self.down_by = Some(boot_now().plus(GOING_DOWN_MAX));
+        let all: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        self.kill(&all);
+    }
+}
