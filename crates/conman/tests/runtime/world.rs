@@ -242,6 +242,10 @@ impl World {
         }
     }
 
+    pub fn keeper(&self) -> &KeeperProcess {
+        self.keeper.as_ref().unwrap()
+    }
+
     /// The keeper has died by itself: it is reaped.
     pub async fn keeper_has_died(&mut self) {
         if let Some(keeper) = self.keeper.take() {
