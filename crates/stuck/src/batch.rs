@@ -76,6 +76,8 @@ pub struct Batch {
     pub unknown: u64,
     /// Lines that could not be read.
     pub unparsed: u64,
+    /// Of these, attempts that lack a time or an entity.
+    pub incomplete: u64,
     /// The first of them.
     pub shown: Vec<Unparsed>,
     /// The attempts in order.
@@ -91,7 +93,8 @@ pub struct Batch {
 impl Batch {
     fn reset(&mut self, chunk: &mut Chunk) {
         (self.index, self.input, self.bytes_read) = (chunk.index, chunk.input, chunk.bytes_read);
-        (self.lines, self.neutral, self.unknown, self.unparsed) = (0, 0, 0, 0);
+        (self.lines, self.neutral, self.unknown) = (0, 0, 0);
+        (self.unparsed, self.incomplete) = (0, 0);
         self.shown.clear();
         self.attempts.clear();
         self.failures.clear();
@@ -166,6 +169,11 @@ impl<'a> Parser<'a> {
             let result = read_line(plan, reader, stamps, line, batch, self.only.as_deref());
             if let Err(why) = result {
                 batch.unparsed += 1;
+                let is_incomplete = matches!(
+                    why,
+                    LineError::NoTime | LineError::BadTime | LineError::NoEntity
+                );
+                batch.incomplete += u64::from(is_incomplete);
                 if batch.shown.len() < SHOWN_MAX {
                     let text = shortened(line, 120);
                     batch.shown.push(Unparsed {

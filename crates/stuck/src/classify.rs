@@ -43,14 +43,22 @@ impl Classifier {
     /// The user's expressions over what the format says.
     ///
     /// # Errors
-    /// When an expression is none.
-    pub fn new(base: Base, query: &Query, names: &mut Names) -> Result<Self, ExprError> {
-        let mut read = |text: &Option<String>| -> Result<Option<Expr>, ExprError> {
-            text.as_deref()
+    /// When an expression is none: its option, and what is wrong with it.
+    pub fn new(
+        base: Base,
+        query: &Query,
+        names: &mut Names,
+    ) -> Result<Self, (&'static str, ExprError)> {
+        let mut read = |option, text: &Option<String>| {
+            let expr = text
+                .as_deref()
                 .map(|text| Expr::parse(text, names))
-                .transpose()
+                .transpose();
+            expr.map_err(|error| (option, error))
         };
-        let (ok, fail, neutral) = (read(&query.ok)?, read(&query.fail)?, read(&query.neutral)?);
+        let ok = read("--ok", &query.ok)?;
+        let fail = read("--fail", &query.fail)?;
+        let neutral = read("--neutral", &query.neutral)?;
         let has_exprs = ok.is_some() || fail.is_some() || neutral.is_some();
         Ok(Self {
             base,

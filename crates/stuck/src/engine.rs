@@ -47,6 +47,8 @@ pub struct Counts {
     pub lines: u64,
     /// Lines that could not be read.
     pub unparsed: u64,
+    /// Of these, attempts that lack a time or an entity.
+    pub incomplete: u64,
     /// Lines that prove nothing.
     pub neutral: u64,
     /// Of these, lines whose outcome is a word that is not known.
@@ -258,6 +260,7 @@ impl<'a> Engine<'a> {
         counts.inputs[input].lines += batch.lines;
         counts.unparsed += batch.unparsed;
         counts.inputs[input].unparsed += batch.unparsed;
+        counts.incomplete += batch.incomplete;
         counts.neutral += batch.neutral;
         counts.unknown += batch.unknown;
         for unparsed in batch

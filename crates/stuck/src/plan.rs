@@ -129,11 +129,8 @@ impl Plan {
             return Err(undescribed("the outcome", "--fail EXPR, --ok EXPR"));
         }
         let outcome = describe_outcome(&base, query, &names);
-        let classifier =
-            Classifier::new(base, query, &mut names).map_err(|source| PlanError::Expr {
-                option: "expression",
-                source,
-            })?;
+        let classifier = Classifier::new(base, query, &mut names)
+            .map_err(|(option, source)| PlanError::Expr { option, source })?;
         let reason_name = own_reason(&layout, &sample);
         if let Some(field) = layout.format.wrapped_field() {
             names.slot(field);

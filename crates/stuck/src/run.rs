@@ -45,7 +45,7 @@ pub enum ReportError {
         first_lines: Vec<String>,
     },
     /// Not one line could be parsed.
-    #[error("no line could be parsed")]
+    #[error("not one attempt could be parsed")]
     NothingParsed {
         /// The first lines that could not: input, line, why, how it begins.
         shown: Vec<(String, Unparsed)>,
@@ -262,7 +262,9 @@ pub fn run(
     drive(query, inputs, &order, &plans, None, &mut engine, progress)?;
     let first_pass = engine.finish()?;
     let (counts, entities) = (engine.counts, engine.entities);
-    if counts.lines == counts.unparsed {
+    // Attempts that all lack a field mean that the wrong field was named, whatever neutral lines there are.
+    let is_misread = counts.attempts == 0 && counts.incomplete > 0;
+    if counts.lines == counts.unparsed || is_misread && counts.excluded == [0, 0] {
         let shown = counts.shown.into_iter();
         return Err(ReportError::NothingParsed {
             shown: shown

@@ -1,5 +1,7 @@
 //! Every format of `docs/stuck.md` by its example line, with no option but those of its command there.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
 use std::{io::Write, path::Path};
 
 use stuck::{query::Query, run, tracker::NoSink};
@@ -200,20 +202,20 @@ fn what_cannot_be_read_says_why() {
             .replace(&std::env::temp_dir().display().to_string(), "TMP"),
     };
     let plain = Query::default();
-    insta::assert_snapshot!(fails("", &plain), @"no line could be parsed");
+    insta::assert_snapshot!(fails("", &plain), @"not one attempt could be parsed");
     let entity = |entity: &str| Query {
         entity: Some(entity.to_owned()),
         ..Query::default()
     };
     let one = "{\"time\":\"2026-01-01T00:00:00Z\",\"repl\":\"a\",\"outcome\":\"ok\"}\n";
-    insta::assert_snapshot!(fails(one, &entity("nope")), @"no line could be parsed");
+    insta::assert_snapshot!(fails(one, &entity("nope")), @"not one attempt could be parsed");
     insta::assert_snapshot!(fails(one, &entity("repl~(")).lines().last().unwrap(), @"error: unclosed group");
     insta::assert_snapshot!(fails(one, &entity("repl~x")), @"the expression of --entity needs a group: repl~…(…)…");
     let fail = Query {
         fail: Some("outcome==".to_owned()),
         ..Query::default()
     };
-    insta::assert_snapshot!(fails(one, &fail), @"expression: expected a value at column 10 of `outcome==`");
+    insta::assert_snapshot!(fails(one, &fail), @"--fail: expected a value at column 10 of `outcome==`");
     let pattern = Query {
         pattern: Some("(?<time>x)".to_owned()),
         ..Query::default()
