@@ -1,3 +1,7 @@
 //! The `conman` binary: see `conman --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    conman::cli::main().into()
+}

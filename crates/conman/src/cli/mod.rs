@@ -1,3 +1,283 @@
 //! The command line: what each subcommand takes, and its exit codes.
+//!
+//! ```text
+//! arguments, variables, file ──► one command's checked values ──► its module ──► Exit
+//! ```
+//!
+//! Raw options become checked values here, once; the modules take only those. An error that reaches the
+//! top is printed here, once, with all its causes, and its kind decides the exit code.
 
+mod doctor;
+mod escape;
+pub mod exit;
+mod host;
+mod keeper;
+mod log;
+pub mod output;
+mod repl;
+mod serve;
+mod shell;
 pub mod stuck;
+mod up;
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use self::exit::Exit;
+use self::output::Output;
+use crate::client::{ApiUrl, Client, ClientError};
+use crate::config::{self, CommonKeys, File, NodeKeys, Surroundings, UpKeys};
+
+/// Zero or one live container per repl, on machines that may vanish.
+#[derive(Debug, Parser)]
+#[command(name = "conman", version, after_help = exit::HELP, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole fleet on this machine
+    Up(Box<UpArgs>),
+    /// Run one node: a host, a gateway, or both
+    Serve(Box<ServeArgs>),
+    /// Run a host's keeper: the parent of its containers, which holds its deadline
+    Keeper(keeper::KeeperArgs),
+    /// Create, reach and end repls
+    Repl {
+        #[command(flatten)]
+        api: ApiArgs,
+        #[command(subcommand)]
+        command: repl::Command,
+    },
+    /// Look at and empty hosts
+    Host {
+        #[command(flatten)]
+        api: ApiArgs,
+        #[command(subcommand)]
+        command: host::Command,
+    },
+    /// Check what this machine offers, and say what each missing thing costs
+    Doctor(doctor::DoctorArgs),
+    /// Find stuck sessions in logs
+    Stuck(stuck::StuckArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct UpArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    up: UpKeys,
+    #[command(flatten)]
+    common: CommonKeys,
+}
+
+#[derive(Debug, clap::Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    node: NodeKeys,
+    #[command(flatten)]
+    common: CommonKeys,
+    #[command(flatten)]
+    tie: TieArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// A TOML file with any of the keys that are flags here
+    #[arg(long, env = "CONMAN_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    fn read(&self) -> Result<File, config::ConfigError> {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        config::check_variables(names)?;
+        self.config
+            .as_deref()
+            .map_or_else(|| Ok(File::default()), File::read)
+    }
+}
+
+/// Ties a process to the supervisor that has started it.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct TieArgs {
+    /// End as soon as the process with this id, our parent, does
+    #[arg(long, hide = true, value_name = "PID")]
+    tied_to: Option<u32>,
+}
+
+impl TieArgs {
+    /// From here on the kernel ends this process with its parent. Must be called on the main thread.
+    fn tie(self) -> anyhow::Result<()> {
+        use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+        let Some(parent) = self.tied_to else {
+            return Ok(());
+        };
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before the line above; then somebody else is our parent by now.
+        let is_there = getppid().is_some_and(|pid| u32::try_from(pid.as_raw_pid()) == Ok(parent));
+        anyhow::ensure!(is_there, "the supervisor has ended");
+        Ok(())
+    }
+}
+
+/// Where the API is and how to print what it says.
+#[derive(Debug, clap::Args)]
+struct ApiArgs {
+    /// Where the API is
+    #[arg(
+        long,
+        env = "CONMAN_URL",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL",
+        global = true
+    )]
+    url: String,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl ApiArgs {
+    fn client(&self) -> Result<Client, ClientError> {
+        Ok(Client::new(self.url.parse::<ApiUrl>()?))
+    }
+
+    fn output(&self) -> Output {
+        Output::of_process(self.json)
+    }
+}
+
+/// Runs the command that this process's arguments ask for.
+pub fn main() -> Exit {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version come this way too, and are no failure.
+            let exit = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
+            // A closed pipe is all that can go wrong.
+            let _ = error.print();
+            return exit;
+        }
+    };
+    let json = match &arguments.command {
+        Command::Repl { api, .. } | Command::Host { api, .. } => api.json,
+        _ => false,
+    };
+    let passes_on = matches!(
+        &arguments.command,
+        Command::Repl {
+            command: repl::Command::Exec { .. } | repl::Command::Shell { .. },
+            ..
+        }
+    );
+    match run(arguments.command) {
+        Ok(exit) => exit,
+        Err(error) if is_closed_pipe(&error) => Exit::Done,
+        Err(error) => {
+            complain(&error, json);
+            if passes_on {
+                Exit::NotRun
+            } else {
+                Exit::of_error(&error)
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Exit> {
+    let surroundings = Surroundings::of_process();
+    match command {
+        Command::Up(args) => {
+            let file = args.config.read()?;
+            up::run(config::Up::resolve(
+                args.up,
+                args.common,
+                &file,
+                &surroundings,
+            )?)
+        }
+        Command::Serve(args) => {
+            args.tie.tie()?;
+            let file = args.config.read()?;
+            let member = match args.tie.tied_to {
+                Some(_) => serve::Membership::OfFleet,
+                None => serve::Membership::Alone,
+            };
+            let node = config::Node::resolve(args.node, args.common, &file, &surroundings)?;
+            serve::run(node, member)
+        }
+        Command::Keeper(args) => keeper::run(args),
+        Command::Repl { api, command } => client_runtime()?.block_on(repl::run(api, command)),
+        Command::Host { api, command } => client_runtime()?.block_on(host::run(api, command)),
+        Command::Doctor(args) => doctor::run(&args),
+        // Its own small list of codes is a part of ours.
+        Command::Stuck(args) => stuck::run(args).map(|code| match code {
+            0 => Exit::Done,
+            2 => Exit::Usage,
+            _ => Exit::Failed,
+        }),
+    }
+}
+
+fn client_runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+/// Whoever read our output has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn complain(error: &anyhow::Error, json: bool) {
+    if json {
+        let code = match error.downcast_ref::<ClientError>() {
+            Some(ClientError::Refused { code, .. }) => code.clone(),
+            Some(ClientError::Unreachable { .. }) => "api_unreachable".to_owned(),
+            _ => "failed".to_owned(),
+        };
+        let message = format!("{error:#}");
+        eprintln!(
+            "{}",
+            serde_json::json!({ "error": { "code": code, "message": message } })
+        );
+    } else {
+        eprintln!("conman: {error:#}");
+    }
+}
+
+/// The whole command line, for its documentation and its tests.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_exit_codes() {
+        let help = command().render_help().to_string();
+        assert!(help.contains("125  repl exec"), "{help}");
+    }
+}

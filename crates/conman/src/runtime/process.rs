@@ -29,7 +29,7 @@ use super::image::check_directory;
 use super::kept::{Kept, Member, PortMap, Record, Walls};
 use super::layout::{Layout, RuntimeOptions};
 use super::native::{
-    base_environment, cannot_prepare, log_plan, make_private, named_in, witness_plan,
+    base_environment, cannot_prepare, log_plan, make_private, named_in, remove_all, witness_plan,
 };
 use super::{Exit, StartRequest, not_listening};
 
@@ -64,6 +64,23 @@ pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
         mark: format!("{}/{}/", options.fleet(), options.host),
     };
     Ok(Kept::new(Arc::new(process), options))
+}
+
+/// Removes what a host that is down has left, workspaces and logs excepted. Kills what should be dead.
+/// Safe to repeat.
+///
+/// # Errors
+/// The first thing that could not be removed.
+pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
+    let records = Layout::new(options).records();
+    for id in named_in(&records)? {
+        end_marked(&format!(
+            "{}/{}/{id}",
+            instance(&options.state),
+            options.host
+        ))?;
+    }
+    remove_all(&records)
 }
 
 impl Process {

@@ -1,0 +1,202 @@
+//! `conman serve`: one node. The roles know nothing of each other; they meet here and in the store.
+//!
+//! ```text
+//! running ──SIGTERM, SIGINT──► drain ──► every repl handed off or given up ──► end
+//!    │                           └──again──► end: the containers live on, until the deadline
+//!    └──SIGHUP──► end: the containers live on; a conman that comes back adopts them (an upgrade)
+//! ```
+
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::Context;
+use model::timing::PREEMPTION_NOTICE;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::exit::{CannotStart, Exit};
+use crate::config::{self, Common, RuntimeKind};
+use crate::host::{self, HostMetrics};
+use crate::runtime::{self, Kept, RuntimeOptions};
+use crate::store::Store;
+use crate::store::sqlite::Sqlite;
+
+/// What makes containers for a host, by its configuration.
+pub(super) fn runtime_options(common: &Common, host: &config::Host) -> RuntimeOptions {
+    RuntimeOptions {
+        host: host.name.clone(),
+        state: common.state.clone(),
+        workspaces: common.workspaces.clone(),
+        keeper_socket: host.keeper_socket.clone(),
+        witness: common.witness.clone(),
+    }
+}
+
+/// Opens the store, and its directory if that is not there.
+pub(super) fn open_store(common: &Common) -> Result<Sqlite, CannotStart> {
+    let cannot = |text: String| CannotStart(format!("open the store: {text}"));
+    if let Some(directory) = common.store.parent() {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| cannot(format!("{}: {error}", directory.display())))?;
+    }
+    Sqlite::open(&common.store).map_err(|error| cannot(error.to_string()))
+}
+
+/// As many open files as this process may have: every session and every container needs some.
+pub(super) fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+fn open_runtime(kind: RuntimeKind, options: &RuntimeOptions) -> Result<Kept, CannotStart> {
+    let opened = match kind {
+        RuntimeKind::Native => runtime::native::open(options),
+        RuntimeKind::Process => runtime::process::open(options),
+    };
+    opened.map_err(|error| CannotStart(format!("open the {} runtime: {error}", kind.as_str())))
+}
+
+/// Whether this node is one of an `up`, which waits for all of them before the next one starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Membership {
+    Alone,
+    OfFleet,
+}
+
+pub(super) fn run(node: config::Node, member: Membership) -> anyhow::Result<Exit> {
+    super::log::begin(&node.common)?;
+    let _member = match member {
+        Membership::OfFleet => Some(super::up::join_members(&node.common.state)?),
+        Membership::Alone => None,
+    };
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    runtime.block_on(serve(node))
+}
+
+async fn serve(node: config::Node) -> anyhow::Result<Exit> {
+    let mut signals = Signals::new().context("listen to signals")?;
+    let store: Arc<dyn Store> = Arc::new(open_store(&node.common)?);
+    let stop = CancellationToken::new();
+    let mut roles = tokio::task::JoinSet::new();
+    if let Some(host) = &node.host {
+        roles.spawn(host_role(&node.common, host, &store, &stop)?);
+    }
+    tokio::select! {
+        wanted = signals.next() => {
+            if let (Wanted::Drain, Some(host)) = (wanted, &node.host) {
+                tokio::select! {
+                    () = drain(host) => {}
+                    _ = signals.next() => tracing::warn!("asked again: ending before the drain has"),
+                }
+            }
+        }
+        // None of them ends unasked: it has failed, and the node with it.
+        ended = roles.join_next() => {
+            return match ended {
+                Some(Ok(Err(error))) => Err(error),
+                Some(Err(error)) => Err(error).context("a role panicked"),
+                Some(Ok(Ok(()))) | None => Ok(Exit::Done),
+            };
+        }
+    }
+    stop.cancel();
+    while let Some(ended) = roles.join_next().await {
+        ended.context("a role panicked")??;
+    }
+    Ok(Exit::Done)
+}
+
+fn host_role(
+    common: &Common,
+    host: &config::Host,
+    store: &Arc<dyn Store>,
+    stop: &CancellationToken,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+    let runtime = open_runtime(common.runtime, &runtime_options(common, host))?;
+    let mut registry = Registry::with_prefix("conman");
+    let metrics = HostMetrics::register(&mut registry);
+    let render = move || {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &registry) {
+            Ok(()) => text,
+            Err(error) => {
+                tracing::error!(%error, "the metrics could not be written");
+                String::new()
+            }
+        }
+    };
+    let config = host::Config {
+        host: host.name.clone(),
+        address: host.address.clone(),
+        capacity: common.host_capacity,
+        timing: common.profile.timing(),
+        boot_id: boot_id()?,
+    };
+    Ok(host::serve(
+        config,
+        store.clone(),
+        Arc::new(runtime),
+        metrics,
+        Arc::new(render),
+        stop.clone(),
+    ))
+}
+
+fn boot_id() -> anyhow::Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Empties the host within what the machine is given before it goes.
+async fn drain(host: &config::Host) {
+    let drained = super::up::node_client::drain(&host.address, std::time::Duration::ZERO);
+    match tokio::time::timeout(PREEMPTION_NOTICE, drained).await {
+        Ok(Ok(report)) => tracing::info!(
+            containers = report.containers,
+            handed_off = report.handed_off,
+            released_ms = report.released_ms,
+            "drained"
+        ),
+        Ok(Err(error)) => tracing::error!(error = format!("{error:#}"), "could not drain"),
+        Err(_) => tracing::error!("did not drain in time"),
+    }
+}
+
+enum Wanted {
+    Drain,
+    End,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wanted {
+        tokio::select! {
+            _ = self.terminate.recv() => Wanted::Drain,
+            _ = self.interrupt.recv() => Wanted::Drain,
+            _ = self.hang_up.recv() => Wanted::End,
+        }
+    }
+}

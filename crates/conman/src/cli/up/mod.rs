@@ -1,0 +1,277 @@
+//! `conman up`: a whole fleet on this machine.
+//!
+//! ```text
+//! lock the state ─► take the port ─► open the store ─► clean what an earlier run left
+//!      ─► start keepers and conmans ─► gateway ─► `ready URL` ─► supervise ─► kill all ─► clean
+//! ```
+//!
+//! Nothing is started before everything that can be refused has been checked. The gateway lives in this
+//! process, so this process has no children without it and no gateway outlives it: the kernel kills the
+//! children with their parent, and the containers with their keepers.
+
+mod backoff;
+mod fleet;
+mod lock;
+pub(super) mod node_client;
+mod process;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use model::id::{HostId, Incarnation, Revision};
+use model::keys;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use self::fleet::Fleet;
+use self::lock::StateLock;
+pub(super) use self::lock::join_members;
+use super::exit::{CannotStart, Exit};
+use super::serve::{open_store, raise_open_files, runtime_options};
+use crate::config::{Common, Host, RuntimeKind, Up, host_name};
+use crate::node::Address;
+use crate::runtime;
+use crate::store::sqlite::Sqlite;
+use crate::store::{Change, Store, StoreError};
+
+/// How long the processes of an earlier run may take to die.
+const EARLIER_DEATH_MAX: Duration = Duration::from_secs(5);
+/// How long the first hosts may take to register.
+const READY_MAX: Duration = Duration::from_secs(20);
+
+pub(super) fn run(up: Up) -> anyhow::Result<Exit> {
+    super::log::begin(&up.common)?;
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    // On the main thread, which ends last: the children's death signal hangs on it.
+    runtime.block_on(supervise(Arc::new(up)))
+}
+
+async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
+    // First of all, so that no signal finds a half-made fleet without anybody to end it.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let asked = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hang_up.recv() => "SIGHUP",
+        }
+    };
+    tokio::pin!(asked);
+
+    check_rights(&up.common)?;
+    make_directories(&up.common)?;
+    let _lock = StateLock::take(&up.common.state)?;
+    wait_for_earlier(&up.common.state).await?;
+    let listener = listen(&up)?;
+    let address = listener.local_addr().context("look at the listener")?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "whoever reaches this address can run anything in every container: there is no authentication"
+        );
+    }
+    let store = open_store(&up.common)?;
+    clean(&up.common, &store).await?;
+
+    let mut fleet =
+        Fleet::start(up.clone()).map_err(|error| CannotStart(format!("start a host: {error}")))?;
+    let (_orders, mut ordered) = mpsc::channel(16);
+    let outcome = {
+        let running = async {
+            drop(listener);
+            tokio::time::timeout(READY_MAX, all_registered(&store, up.hosts))
+                .await
+                .map_err(|_| {
+                    CannotStart(format!(
+                        "the hosts did not register within {} s",
+                        READY_MAX.as_secs()
+                    ))
+                })??;
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "ready http://{address}").context("say that we are ready")?;
+            out.flush().context("say that we are ready")?;
+            drop(out);
+            std::future::pending::<anyhow::Result<()>>().await
+        };
+        tokio::select! {
+            signal = &mut asked => { tracing::info!(signal, "ending"); Ok(()) }
+            () = fleet.run(&mut ordered) => Ok(()),
+            ended = running => ended,
+        }
+    };
+    let hosts = fleet.stop().await;
+    let common = up.common.clone();
+    tokio::task::spawn_blocking(move || {
+        for host in &hosts {
+            clean_host(&common, host);
+        }
+        remove(&common.sockets());
+    })
+    .await
+    .context("clean up")?;
+    retire_all(&store).await.context("retire the hosts")?;
+    outcome?;
+    Ok(Exit::Done)
+}
+
+/// Refuses early, and says what would help.
+fn check_rights(common: &Common) -> Result<(), CannotStart> {
+    if common.runtime == RuntimeKind::Native && !rustix::process::geteuid().is_root() {
+        return Err(CannotStart(
+            "the native runtime needs root: run this as root, or with --runtime process, which has no \
+             isolation; `conman doctor` says what this machine offers"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn make_directories(common: &Common) -> Result<(), CannotStart> {
+    for directory in [&common.state, &common.sockets(), &common.workspaces] {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| CannotStart(format!("make {}: {error}", directory.display())))?;
+    }
+    Ok(())
+}
+
+async fn wait_for_earlier(state: &Path) -> Result<(), CannotStart> {
+    let path = state.to_owned();
+    let waits = tokio::task::spawn_blocking(move || lock::wait_for_members(&path));
+    match tokio::time::timeout(EARLIER_DEATH_MAX, waits).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => Err(CannotStart(format!("wait for an earlier run: {error}"))),
+        Err(_) => Err(CannotStart(format!(
+            "processes of an earlier `conman up` on {} are still there",
+            state.display()
+        ))),
+    }
+}
+
+fn listen(up: &Up) -> Result<TcpListener, CannotStart> {
+    let listen = || -> std::io::Result<TcpListener> {
+        let listener = TcpListener::bind(up.listen)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    listen().map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "; end what listens there, or give another with --listen"
+            }
+            _ => "",
+        };
+        CannotStart(format!("listen on {}: {error}{hint}", up.listen))
+    })
+}
+
+/// Removes everything that an earlier run on this state directory left, however it ended. Nothing of it
+/// lives: its processes are waited for before this.
+async fn clean(common: &Common, store: &Sqlite) -> anyhow::Result<()> {
+    let mut hosts: BTreeSet<HostId> = retire_all(store).await.context("clean the store")?;
+    for directory in ["overlay", "run"] {
+        let entries = match std::fs::read_dir(common.state.join(directory)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).context("look for what an earlier run left"),
+        };
+        for entry in entries {
+            let name = entry?.file_name();
+            hosts.extend(name.to_str().and_then(|name| name.parse().ok()));
+        }
+    }
+    let common = common.clone();
+    tokio::task::spawn_blocking(move || {
+        for host in &hosts {
+            clean_host(&common, host);
+        }
+        remove(&common.sockets());
+        std::fs::create_dir_all(common.sockets())
+    })
+    .await
+    .context("clean up")?
+    .context("make the sockets' directory")
+}
+
+/// Removes what a host that is down has left. What cannot be removed is said, and stays: the next start
+/// tries again.
+fn clean_host(common: &Common, host: &HostId) {
+    let options = runtime_options(
+        common,
+        &Host {
+            name: host.clone(),
+            address: Address::Unix(common.host_socket(host)),
+            keeper_socket: common.keeper_socket(host),
+        },
+    );
+    let purged = match common.runtime {
+        RuntimeKind::Native => runtime::native::purge(&options),
+        RuntimeKind::Process => runtime::process::purge(&options),
+    };
+    if let Err(error) = purged {
+        tracing::error!(%host, %error, "not everything that the host left could be removed");
+    }
+}
+
+fn remove(directory: &Path) {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::error!(directory = %directory.display(), %error, "could not be removed");
+        }
+        _ => {}
+    }
+}
+
+/// Gives up every registration on behalf of hosts that are dead with all of their containers, which frees
+/// all repls at once instead of after a steal. Returns whose.
+async fn retire_all(store: &Sqlite) -> Result<BTreeSet<HostId>, StoreError> {
+    let mut retired = BTreeSet::new();
+    for item in store.range(keys::HOSTS).await?.items {
+        let Some(host) = item
+            .key
+            .strip_prefix(keys::HOSTS)
+            .and_then(|host| host.parse::<HostId>().ok())
+        else {
+            continue;
+        };
+        store
+            .txn(keys::retire(&host, Incarnation(item.create.0)))
+            .await?;
+        retired.insert(host);
+    }
+    Ok(retired)
+}
+
+/// Returns when the first `count` hosts of the fleet are registered.
+async fn all_registered(store: &Sqlite, count: u16) -> anyhow::Result<()> {
+    let mut missing: BTreeSet<_> = (1..=u32::from(count))
+        .map(|number| keys::host(&host_name(number)))
+        .collect();
+    // Everything since the store was cleaned is news; the history is long enough for that.
+    let range = store.range(keys::HOSTS).await?;
+    for item in &range.items {
+        missing.remove(&item.key);
+    }
+    let mut changes = store.watch(keys::HOSTS, Revision(range.revision.0 + 1));
+    while !missing.is_empty() {
+        let batch = changes.next().await.context("the store's watch ended")??;
+        for change in batch {
+            match change {
+                Change::Put(item) => missing.remove(&item.key),
+                Change::Delete { key, .. } => missing.insert(key),
+            };
+        }
+    }
+    Ok(())
+}

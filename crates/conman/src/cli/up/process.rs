@@ -1,0 +1,123 @@
+//! The processes of a fleet: this same binary, started again as a keeper or as a node.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{ExitStatus, Stdio};
+
+use model::id::HostId;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::process::{Child, Command};
+
+use crate::config::Common;
+use crate::node::Address;
+
+/// What a process of a host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Keeper,
+    Conman,
+}
+
+impl Role {
+    pub(super) const ALL: [Role; 2] = [Role::Keeper, Role::Conman];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Role::Keeper => "keeper",
+            Role::Conman => "conman",
+        }
+    }
+}
+
+/// A process that was started and may have ended since. Its handle never means another one.
+#[derive(Debug)]
+pub(super) struct Process {
+    handle: OwnedFd,
+    pub(super) pid: u32,
+}
+
+impl Process {
+    /// SIGKILL; nothing happens if it has ended.
+    pub(super) fn kill(&self) {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => tracing::error!(pid = self.pid, %error, "could not be killed"),
+        }
+    }
+}
+
+/// The end of a process, to be waited for.
+#[derive(Debug)]
+pub(super) struct Ending(Child);
+
+impl Ending {
+    pub(super) async fn wait(mut self) -> io::Result<ExitStatus> {
+        self.0.wait().await
+    }
+}
+
+/// Starts a process of a host. Must be called on the thread that lives as long as the supervisor: the
+/// death signal comes at the end of the thread that started the process.
+pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(Process, Ending)> {
+    // The very file that runs now, also after an upgrade has replaced its name.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("conman");
+    let path = |path: &std::path::Path| path.as_os_str().to_owned();
+    match role {
+        Role::Keeper => {
+            command
+                .arg("keeper")
+                .arg("--socket")
+                .arg(common.keeper_socket(host));
+            command.arg("--state").arg(path(&common.state));
+        }
+        Role::Conman => {
+            command.arg("serve");
+            let address = Address::Unix(common.host_socket(host)).to_string();
+            command.arg("--host-address").arg(address);
+            command
+                .arg("--keeper-socket")
+                .arg(common.keeper_socket(host));
+            command.arg("--state").arg(path(&common.state));
+            command.arg("--store").arg(path(&common.store));
+            command.arg("--workspaces").arg(path(&common.workspaces));
+            command.arg("--session-log").arg(path(&common.session_log));
+            command.arg("--profile").arg(common.profile.as_str());
+            command
+                .arg("--host-capacity")
+                .arg(common.host_capacity.to_string());
+            command.arg("--log").arg(&common.log);
+            command.arg("--log-format").arg(common.log_format.as_str());
+            if let Some(witness) = &common.witness {
+                command.arg("--witness").arg(path(witness));
+            }
+        }
+    }
+    command.arg("--host").arg(host.as_str());
+    command.arg("--runtime").arg(common.runtime.as_str());
+    command.arg("--tied-to").arg(std::process::id().to_string());
+    // All that it is to know is in its arguments: our own variables are not meant for it.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CONMAN_"))
+        {
+            command.env_remove(name);
+        }
+    }
+    // Out of the terminal's foreground group: its Ctrl-C is for the supervisor.
+    command.process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    let child = command.spawn()?;
+    let pid = child
+        .id()
+        .ok_or_else(|| io::Error::other("ended at once"))?;
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let raw = raw.ok_or_else(|| io::Error::other("has no process id"))?;
+    // It is our child and not waited for yet: the id is still its own.
+    let handle = pidfd_open(raw, PidfdFlags::empty())?;
+    Ok((Process { handle, pid }, Ending(child)))
+}
