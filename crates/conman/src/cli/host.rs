@@ -51,8 +51,14 @@ pub(super) async fn run(args: ApiArgs, command: Command) -> anyhow::Result<Exit>
             report(output, &answer, &format!("{host}: takes repls again"))
         }
         Command::Preempt { host } => {
-            let answer = order(&client, &host, "preempt").await?;
-            let sentence = format!("{host}: notice given; its processes are killed in 30 s");
+            let progress = Progress::begin(&format!("draining {host} within its notice"));
+            let answer = order(&client, &host, "preempt").await;
+            drop(progress);
+            let answer = answer?;
+            let sentence = format!(
+                "{host}: {}; its processes are killed 30 s after the notice",
+                drained(&answer)
+            );
             report(output, &answer, &sentence)
         }
     }

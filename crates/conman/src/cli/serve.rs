@@ -7,20 +7,25 @@
 //! ```
 
 use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::Context;
-use model::timing::PREEMPTION_NOTICE;
+use model::timing::{PARK_MAX, PREEMPTION_NOTICE};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{CannotStart, Exit};
 use crate::config::{self, Common, RuntimeKind};
+use crate::gateway::{self, GatewayMetrics, Preemptor};
 use crate::host::{self, HostMetrics};
 use crate::runtime::{self, Kept, RuntimeOptions};
 use crate::store::Store;
 use crate::store::sqlite::Sqlite;
+
+/// `<repl>.localhost` leads to a repl: browsers take every name below it for this machine.
+const DOMAIN: &str = "localhost";
 
 /// What makes containers for a host, by its configuration.
 pub(super) fn runtime_options(common: &Common, host: &config::Host) -> RuntimeOptions {
@@ -87,6 +92,10 @@ async fn serve(node: config::Node) -> anyhow::Result<Exit> {
     let store: Arc<dyn Store> = Arc::new(open_store(&node.common)?);
     let stop = CancellationToken::new();
     let mut roles = tokio::task::JoinSet::new();
+    if let Some(listen) = node.listen {
+        let listener = listen_on(listen)?;
+        roles.spawn(gateway_role(&node.common, listener, &store, None, &stop)?);
+    }
     if let Some(host) = &node.host {
         roles.spawn(host_role(&node.common, host, &store, &stop)?);
     }
@@ -122,18 +131,8 @@ fn host_role(
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let runtime = open_runtime(common.runtime, &runtime_options(common, host))?;
-    let mut registry = Registry::with_prefix("conman");
+    let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);
-    let render = move || {
-        let mut text = String::new();
-        match prometheus_client::encoding::text::encode(&mut text, &registry) {
-            Ok(()) => text,
-            Err(error) => {
-                tracing::error!(%error, "the metrics could not be written");
-                String::new()
-            }
-        }
-    };
     let config = host::Config {
         host: host.name.clone(),
         address: host.address.clone(),
@@ -146,9 +145,74 @@ fn host_role(
         store.clone(),
         Arc::new(runtime),
         metrics,
-        Arc::new(render),
+        rendering(registry),
         stop.clone(),
     ))
+}
+
+/// The gateway's part of this process, whichever command runs it.
+pub(super) fn gateway_role(
+    common: &Common,
+    listener: TcpListener,
+    store: &Arc<dyn Store>,
+    preemptor: Option<Arc<dyn Preemptor>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+    let listener = tokio::net::TcpListener::from_std(listener).context("listen")?;
+    let mut registry = Registry::default();
+    let metrics = GatewayMetrics::register(&mut registry);
+    let config = gateway::Config {
+        domain: DOMAIN.to_owned(),
+        park: PARK_MAX,
+        session_log: Some(common.session_log.clone()),
+        preemptor,
+    };
+    Ok(gateway::serve(
+        config,
+        store.clone(),
+        listener,
+        metrics,
+        rendering(registry),
+        stop.clone(),
+    ))
+}
+
+fn rendering(registry: Registry) -> Arc<dyn Fn() -> String + Send + Sync> {
+    Arc::new(move || {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &registry) {
+            Ok(()) => text,
+            Err(error) => {
+                tracing::error!(%error, "the metrics could not be written");
+                String::new()
+            }
+        }
+    })
+}
+
+/// Takes the gateway's port.
+pub(super) fn listen_on(address: SocketAddr) -> Result<TcpListener, CannotStart> {
+    let listen = || -> std::io::Result<TcpListener> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    let listener = listen().map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "; end what listens there, or give another with --listen"
+            }
+            _ => "",
+        };
+        CannotStart(format!("listen on {address}: {error}{hint}"))
+    })?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "whoever reaches this address can run anything in every container: there is no authentication"
+        );
+    }
+    Ok(listener)
 }
 
 fn boot_id() -> anyhow::Result<String> {

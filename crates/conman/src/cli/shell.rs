@@ -39,6 +39,10 @@ enum Notice {
     Exit {
         code: i32,
     },
+    /// The repl is lost to this terminal: the connection ends next.
+    Error {
+        message: String,
+    },
     #[serde(other)]
     Other,
 }
@@ -153,8 +157,10 @@ async fn talk(socket: &mut crate::client::Socket, interactive: bool) -> anyhow::
             frame = socket.next() => match frame {
                 Some(Ok(Message::Binary(bytes))) => show(&bytes).context("write to the terminal")?,
                 Some(Ok(Message::Text(text))) => {
-                    if let Ok(Notice::Exit { code }) = serde_json::from_str(&text) {
-                        return Ok(End::Exited(code));
+                    match serde_json::from_str(&text) {
+                        Ok(Notice::Exit { code }) => return Ok(End::Exited(code)),
+                        Ok(Notice::Error { message }) => return Ok(End::Lost(message)),
+                        Ok(Notice::Other) | Err(_) => {}
                     }
                 }
                 Some(Ok(Message::Close(frame))) => {

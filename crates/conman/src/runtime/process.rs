@@ -74,11 +74,7 @@ pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
 pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
     let records = Layout::new(options).records();
     for id in named_in(&records)? {
-        end_marked(&format!(
-            "{}/{}/{id}",
-            instance(&options.state),
-            options.host
-        ))?;
+        end_marked(&format!("{}/{}/{id}", options.fleet(), options.host))?;
     }
     remove_all(&records)
 }

@@ -33,13 +33,12 @@ use crate::node::Address;
 /// What the supervisor is asked to do.
 #[derive(Debug)]
 pub(super) enum Order {
-    #[expect(dead_code, reason = "the gateway that sends it is not there yet")]
-    /// The drill: give the host notice, and take it away when that is over.
-    Preempt {
-        host: HostId,
-        reply: oneshot::Sender<Result<(), Refusal>>,
-    },
+    /// The drill: give the host notice, and take it away when that is over. Answered with the report of
+    /// its drain.
+    Preempt { host: HostId, reply: Reply },
 }
+
+type Reply = oneshot::Sender<Result<serde_json::Value, Refusal>>;
 
 enum Event {
     Ended(HostId, Role, io::Result<ExitStatus>),
@@ -160,8 +159,7 @@ impl Fleet {
                 Some(event) = self.events.next() => self.take(event),
                 order = orders.recv() => match order {
                     Some(Order::Preempt { host, reply }) => {
-                        // Whoever asked may have gone; the host goes all the same.
-                        let _ = reply.send(self.preempt(&host));
+                        self.preempt(&host, reply);
                     }
                     None => return,
                 },
@@ -227,18 +225,20 @@ impl Fleet {
         }));
     }
 
-    fn preempt(&mut self, host: &HostId) -> Result<(), Refusal> {
-        let Some(there) = self.hosts.get_mut(host) else {
-            let message = format!("there is no host {host} on this machine");
-            return Err(Refusal::new(RefusalCode::UnknownHost, message));
-        };
-        match there.fate {
-            // Safe to repeat: the first notice runs.
-            Fate::Noticed | Fate::Taken => return Ok(()),
-            Fate::Kept => there.fate = Fate::Noticed,
+    fn preempt(&mut self, host: &HostId, reply: Reply) {
+        let due = Instant::now() + PREEMPTION_NOTICE;
+        match self.hosts.get_mut(host) {
+            Some(there) if there.fate == Fate::Kept => there.fate = Fate::Noticed,
+            // Safe to repeat: the first notice runs, and a drain does what is left of it.
+            Some(there) if there.fate == Fate::Noticed => {}
+            _ => {
+                let message = format!("there is no host {host} on this machine");
+                // Whoever asked may have gone; here and below.
+                let _ = reply.send(Err(Refusal::new(RefusalCode::UnknownHost, message)));
+                return;
+            }
         }
         tracing::warn!(%host, "preempted: 30 seconds from now the machine is gone");
-        let due = Instant::now() + PREEMPTION_NOTICE;
         let noticed = host.clone();
         self.events.push(Box::pin(async move {
             tokio::time::sleep_until(due).await;
@@ -248,22 +248,22 @@ impl Fleet {
         let host = host.clone();
         // Beside the supervisor: a host that does not answer must not stop it.
         tokio::spawn(async move {
-            let drained = node_client::drain(&address, Duration::ZERO);
-            match tokio::time::timeout_at(due, drained).await {
-                Ok(Ok(report)) => tracing::info!(
-                    %host,
-                    containers = report.containers,
-                    handed_off = report.handed_off,
-                    released_ms = report.released_ms,
-                    "drained"
-                ),
-                Ok(Err(error)) => {
-                    tracing::error!(%host, error = format!("{error:#}"), "could not drain")
+            let drained =
+                tokio::time::timeout_at(due, node_client::drain(&address, Duration::ZERO));
+            let answer = match drained.await {
+                Ok(Ok(report)) => {
+                    tracing::info!(%host, ?report, "drained");
+                    Ok(serde_json::json!(report))
                 }
-                Err(_) => tracing::error!(%host, "did not drain within the notice"),
-            }
+                Ok(Err(error)) => Err(format!("{host} could not be drained: {error:#}")),
+                Err(_) => Err(format!("{host} did not drain within its notice")),
+            };
+            let answer = answer.map_err(|message| {
+                tracing::error!(message);
+                Refusal::new(RefusalCode::HostUnreachable, message)
+            });
+            let _ = reply.send(answer);
         });
-        Ok(())
     }
 
     /// A taken host whose processes are dead: cleans up after it, and puts another in its place.

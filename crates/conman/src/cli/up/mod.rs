@@ -17,24 +17,28 @@ mod process;
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use model::api::{Refusal, RefusalCode};
 use model::id::{HostId, Incarnation, Revision};
 use model::keys;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
-use self::fleet::Fleet;
+use self::fleet::{Fleet, Order};
 use self::lock::StateLock;
 pub(super) use self::lock::join_members;
 use super::exit::{CannotStart, Exit};
-use super::serve::{open_store, raise_open_files, runtime_options};
+use super::serve::{gateway_role, listen_on, open_store, raise_open_files, runtime_options};
 use crate::config::{Common, Host, RuntimeKind, Up, host_name};
+use crate::gateway::Preemptor;
 use crate::node::Address;
 use crate::runtime;
 use crate::store::sqlite::Sqlite;
@@ -74,43 +78,34 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
     make_directories(&up.common)?;
     let _lock = StateLock::take(&up.common.state)?;
     wait_for_earlier(&up.common.state).await?;
-    let listener = listen(&up)?;
+    let listener = listen_on(up.listen)?;
     let address = listener.local_addr().context("look at the listener")?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(
-            %address,
-            "whoever reaches this address can run anything in every container: there is no authentication"
-        );
-    }
     let store = open_store(&up.common)?;
     clean(&up.common, &store).await?;
 
     let mut fleet =
         Fleet::start(up.clone()).map_err(|error| CannotStart(format!("start a host: {error}")))?;
-    let (_orders, mut ordered) = mpsc::channel(16);
-    let outcome = {
-        let running = async {
-            drop(listener);
-            tokio::time::timeout(READY_MAX, all_registered(&store, up.hosts))
-                .await
-                .map_err(|_| {
-                    CannotStart(format!(
-                        "the hosts did not register within {} s",
-                        READY_MAX.as_secs()
-                    ))
-                })??;
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "ready http://{address}").context("say that we are ready")?;
-            out.flush().context("say that we are ready")?;
-            drop(out);
-            std::future::pending::<anyhow::Result<()>>().await
-        };
-        tokio::select! {
-            signal = &mut asked => { tracing::info!(signal, "ending"); Ok(()) }
-            () = fleet.run(&mut ordered) => Ok(()),
-            ended = running => ended,
+    let (orders, mut ordered) = mpsc::channel(16);
+    let stop = CancellationToken::new();
+    let shared: Arc<dyn Store> = Arc::new(store.clone());
+    let drills = Arc::new(Drills { orders });
+    let gateway = gateway_role(&up.common, listener, &shared, Some(drills), &stop)?;
+    let mut gateway = tokio::spawn(gateway);
+    let outcome = tokio::select! {
+        signal = &mut asked => {
+            tracing::info!(signal, "ending");
+            Ok(())
         }
+        () = fleet.run(&mut ordered) => Ok(()),
+        ended = &mut gateway => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("the gateway ended")),
+            Ok(Err(error)) => Err(error.context("run the gateway")),
+            Err(error) => Err(anyhow::Error::from(error).context("the gateway panicked")),
+        },
+        error = say_ready(&store, &up, address) => Err(error),
     };
+    // Its sessions have a moment to end while the containers are killed.
+    stop.cancel();
     let hosts = fleet.stop().await;
     let common = up.common.clone();
     tokio::task::spawn_blocking(move || {
@@ -122,8 +117,54 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
     .await
     .context("clean up")?;
     retire_all(&store).await.context("retire the hosts")?;
+    if !gateway.is_finished() {
+        // It has had longer than it takes; what it still has are sessions that do not end.
+        gateway.abort();
+    }
     outcome?;
     Ok(Exit::Done)
+}
+
+/// Says that sessions are accepted, once they are. Returns only with a reason why they will not be.
+async fn say_ready(store: &Sqlite, up: &Up, address: SocketAddr) -> anyhow::Error {
+    let ready = async {
+        match tokio::time::timeout(READY_MAX, all_registered(store, up.hosts)).await {
+            Ok(registered) => registered?,
+            Err(_) => {
+                let seconds = READY_MAX.as_secs();
+                return Err(
+                    CannotStart(format!("the hosts did not register within {seconds} s")).into(),
+                );
+            }
+        }
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "ready http://{address}")?;
+        out.flush()?;
+        anyhow::Ok(())
+    };
+    match ready.await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error.context("get ready"),
+    }
+}
+
+/// The gateway's way to the supervisor.
+struct Drills {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Preemptor for Drills {
+    fn preempt(&self, host: HostId) -> BoxFuture<'_, Result<serde_json::Value, Refusal>> {
+        Box::pin(async move {
+            let ended = || Refusal::new(RefusalCode::Internal, "the supervisor is ending");
+            let (reply, replied) = oneshot::channel();
+            self.orders
+                .send(Order::Preempt { host, reply })
+                .await
+                .map_err(|_| ended())?;
+            replied.await.map_err(|_| ended())?
+        })
+    }
 }
 
 /// Refuses early, and says what would help.
@@ -157,23 +198,6 @@ async fn wait_for_earlier(state: &Path) -> Result<(), CannotStart> {
             state.display()
         ))),
     }
-}
-
-fn listen(up: &Up) -> Result<TcpListener, CannotStart> {
-    let listen = || -> std::io::Result<TcpListener> {
-        let listener = TcpListener::bind(up.listen)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    listen().map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "; end what listens there, or give another with --listen"
-            }
-            _ => "",
-        };
-        CannotStart(format!("listen on {}: {error}{hint}", up.listen))
-    })
 }
 
 /// Removes everything that an earlier run on this state directory left, however it ended. Nothing of it
