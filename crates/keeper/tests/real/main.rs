@@ -6,4 +6,5 @@ mod figures;
 mod harness;
 mod native;
 mod process;
+mod roots;
 mod walls;

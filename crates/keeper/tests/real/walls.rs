@@ -256,3 +256,36 @@ fn an_init_holds_only_its_own_files() {
     }
     host.end();
 }
+
+#[test]
+fn a_program_sees_its_own_limits_and_cannot_change_them() {
+    let Some((host, _client, running)) = idle() else {
+        return;
+    };
+    if crate::harness::cgroup_v2().is_none() {
+        eprintln!("SKIPPED: no cgroup v2 tree on this machine");
+        return;
+    }
+    // PID 1, the program, this shell and its child: the cgroup's root is the container's own.
+    let script =
+        "cd /sys/fs/cgroup; cat cgroup.procs | head -1; cut -d: -f3 /proc/self/cgroup | sort -u";
+    assert_eq!(running.script(script).1, "1\n/\n");
+    let script = "(echo 1 > /sys/fs/cgroup/cgroup.kill) 2>/dev/null || echo refused";
+    assert_eq!(running.script(script).1, "refused\n");
+    host.end();
+}
+
+#[test]
+fn a_crash_leaves_no_core_and_an_ordinary_score() {
+    let Some((host, _client, running)) = idle() else {
+        return;
+    };
+    let score = std::fs::read_to_string("/proc/self/oom_score_adj").expect("score");
+    let (_, text) = running.script("cat /proc/self/oom_score_adj; ulimit -c");
+    assert_eq!(text, format!("{score}0\n"));
+    // Limited to one byte, which a shell counts as no block.
+    let limits = running.script("grep core /proc/self/limits").1;
+    let fields: Vec<&str> = limits.split_whitespace().collect();
+    assert_eq!(fields[4..6], ["1", "1"], "{limits}");
+    host.end();
+}
