@@ -127,6 +127,7 @@ pub fn run(config: Config) -> Result<(), KeeperError> {
         source,
     })?;
     let place = Place::take(&socket)?;
+    sys::ignore_only_sigpipe();
     let signals = {
         sys::block_signals(server::SIGNALS).step("block signals")?;
         sys::signal_fd(server::SIGNALS).step("make signal fd")?

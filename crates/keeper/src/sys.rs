@@ -172,12 +172,24 @@ pub(crate) fn read_signal(fd: &OwnedFd) -> Option<c_int> {
     }
 }
 
-/// Gives every signal its default action: what a program expects at its start.
-pub(crate) fn default_signal_actions() {
+/// Ignores no signal, whatever this process' parent ignored, but SIGPIPE: a vanished reader is an error
+/// number here.
+pub(crate) fn ignore_only_sigpipe() {
     for signal in 1..=64 {
+        let action = if signal == libc::SIGPIPE {
+            libc::SIG_IGN
+        } else {
+            libc::SIG_DFL
+        };
         // SAFETY: only sets a disposition. It fails for SIGKILL, SIGSTOP and libc's own, which have none.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        unsafe { libc::signal(signal, action) };
     }
+}
+
+/// Gives SIGPIPE its default action too: what a program expects at its start.
+pub(crate) fn ignore_nothing() {
+    // SAFETY: only sets a disposition.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Replaces this process by a program. Returns only if that failed.

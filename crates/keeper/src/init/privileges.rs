@@ -41,8 +41,9 @@ pub(super) fn drop_all(filter: &BpfProgram) -> Result<(), KeeperRefusal> {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // The kernel knows fewer capabilities than we.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Ok(()) => {}
+            // The first number that this kernel has no capability for, whatever we know.
+            Err(rustix::io::Errno::INVAL) => break,
             Err(errno) => return Err(errno).step("drop bounding capabilities"),
         }
     }

@@ -181,7 +181,7 @@ fn become_program(
         if tie == Tie::DieWithInit {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(at(3))?;
         }
-        sys::default_signal_actions();
+        sys::ignore_nothing();
         sys::block_signals(&[]).map_err(at(3))?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         rustix::process::chdir(program.directory.as_c_str()).map_err(at(4))
