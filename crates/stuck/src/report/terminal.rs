@@ -128,8 +128,9 @@ fn header(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
             unknown => format!(" ({} of them with an outcome not known)", grouped(unknown)),
         };
         excluded.push(format!(
-            "{} neutral lines{unknown}",
-            grouped(counts.neutral)
+            "{} neutral {}{unknown}",
+            grouped(counts.neutral),
+            plural(counts.neutral, "line", "lines")
         ));
     }
     for (count, limit, name) in [
