@@ -1,7 +1,38 @@
 # The commands of the project. `make help` lists them.
 
+# Where rustup puts cargo; not every shell has been told.
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: release ## build conman and run a fleet of three hosts here, until Ctrl-C; more by ARGS='--hosts 5'
+	exec target/release/conman up $(ARGS)
+
+.PHONY: release
+release: ## build conman
+	scripts/setup build
+	cargo build --release --locked --package conman
+
 .PHONY: test
-test: ## everything that a change must pass
+test: lint ## everything that a change must pass
+	cargo nextest run --workspace --locked
+
+.PHONY: lint
+lint: setup-test ## layout, lints, documentation, dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo nextest run --workspace --locked
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+	scripts/deny
+
+.PHONY: setup-test
+setup-test:
+	scripts/setup test
+
+.PHONY: doctor
+doctor: release ## what this machine offers, and what each missing thing costs
+	target/release/conman doctor

@@ -69,7 +69,7 @@ pub struct ReportArgs {
     /// Attempts that prove neither, as in 'status=499'
     #[arg(long, value_name = "EXPR")]
     neutral: Option<String>,
-    /// Lines of any other format: groups (?<time>…), (?<entity>…) and (?<outcome>…) or (?<status>…)
+    /// Lines of any other format: groups `(?<time>…)`, `(?<entity>…)` and `(?<outcome>…)` or `(?<status>…)`
     #[arg(long, value_name = "REGEX", conflicts_with = "format")]
     pattern: Option<String>,
     /// An episode is over when nobody tries again for longer than this

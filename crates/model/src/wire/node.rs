@@ -15,7 +15,7 @@
 //! ```
 //!
 //! `open` is the whole of a session's way in: with `epoch` it is a session for an owner (only the exact
-//! epoch is accepted, else [`RefusalCode::NotOwner`] with a hint); without, it asks the host to claim
+//! epoch is accepted, else [`crate::api::RefusalCode::NotOwner`] with a hint); without, it asks the host to claim
 //! the repl if it is free, and to start it. The host holds the request while the container starts or
 //! moves, and answers when it knows. `kind: port` carries the container's TCP bytes after the 101;
 //! `kind: shell` carries a WebSocket (RFC 6455, the host is the server, no second handshake).

@@ -6,7 +6,7 @@
 //! watch ◄── reader thread ◄── woken by: own commits, the bell of other processes
 //! ```
 //!
-//! One thread writes. It takes every transaction that waits, up to [`BATCH_MAX`], checks and applies each
+//! One thread writes. It takes every transaction that waits, up to `BATCH_MAX`, checks and applies each
 //! at its own revision inside one SQLite transaction, and answers all of them after its commit: a
 //! hundred concurrent claims cost a few fsyncs, not a hundred. Nobody is told of anything that is not
 //! on the disk. Whether a transaction was written is unknown only if the commit itself failed: that is
