@@ -10,6 +10,22 @@ use std::path::{Path, PathBuf};
 /// A longer file asks to be split.
 const LINES_MAX: usize = 600;
 
+/// Those that have a reason to be longer.
+const REASONED: &[(&str, &str)] = &[
+    (
+        "model/src/wire/keeper.rs",
+        "one protocol, read as one page: most of it is prose",
+    ),
+    (
+        "model/tests/world/mod.rs",
+        "one small world, all of whose parts know each other",
+    ),
+    (
+        "conman/src/gateway/api.rs",
+        "one handler per path, and each path's document",
+    ),
+];
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -102,12 +118,13 @@ fn what_the_roles_stand_on_knows_no_role() {
 }
 
 #[test]
-fn no_file_is_too_long() {
+fn no_file_is_too_long_without_a_reason() {
     let mut long = Vec::new();
     // All crates of the workspace.
     for (path, text) in all_below("..") {
         let lines = text.lines().count();
-        if lines > LINES_MAX {
+        let reasoned = REASONED.iter().any(|(name, _)| path.ends_with(name));
+        if lines > LINES_MAX && !reasoned {
             long.push(format!("{path}: {lines} lines"));
         }
     }
