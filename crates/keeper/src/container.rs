@@ -1,9 +1,10 @@
 //! A container as the keeper holds it.
 //!
 //! ```text
-//!             ┌── Started ──► Running ──reaped──► Ended ──Forget──► gone
-//! Starting ───┤
-//!             └── Failed, killed, timed out ──► Failing ──reaped──► gone, and the start is refused
+//!                         ┌── Started ──► Running ──reaped──► Ended ──Forget──► gone
+//! Ordered ──► Starting ───┤
+//!    │                    └── Failed, killed, timed out ──► Failing ──reaped──► gone, and the start is refused
+//!    └── the same ──► gone, and the start is refused
 //! ```
 //!
 //! What has ended is known from reaping alone: PID 1 is reaped when every process of its namespace is gone.
@@ -14,17 +15,30 @@ use std::path::PathBuf;
 use model::id::ContainerId;
 use model::time::BootTime;
 use model::wire::keeper::{
-    Held, HeldState, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, MESSAGE_BYTES_MAX, START_MAX,
-    WireExit,
+    Held, HeldState, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, Launch, LaunchKind,
+    MESSAGE_BYTES_MAX, WireExit,
 };
 use rustix::process::Signal;
 
 use crate::failure::refused;
+use crate::init::Program;
 use crate::launch::Launched;
 use crate::packet::{self, Wait};
 use crate::processes::{self, Process};
 use crate::report::FromInit;
 use crate::shared;
+
+/// A start that the preparer works on: there is nothing yet to kill.
+pub(crate) struct Ordered {
+    /// The request's number.
+    pub(crate) request: u64,
+    /// When the keeper gives up.
+    pub(crate) until: BootTime,
+    /// What is to run.
+    pub(crate) program: Program,
+    /// And how.
+    pub(crate) launch: Box<Launch>,
+}
 
 /// One container.
 pub(crate) struct Container {
@@ -91,8 +105,8 @@ impl Container {
     pub(crate) fn new(
         id: ContainerId,
         launched: Launched,
-        native: bool,
-        request: u64,
+        ordered: &Ordered,
+        notes: Vec<String>,
         now: BootTime,
     ) -> Self {
         Self {
@@ -100,22 +114,21 @@ impl Container {
             pid: launched.pid,
             started: now,
             phase: Phase::Starting(Starting {
-                request,
-                until: now.plus(START_MAX),
+                request: ordered.request,
+                until: ordered.until,
                 fds: Fds {
                     pidfd: launched.pidfd,
                     control: launched.control,
                     reports: launched.reports,
                 },
             }),
-            kind: if native {
-                Kind::Native {
+            kind: match ordered.launch.kind {
+                LaunchKind::Native(_) => Kind::Native {
                     cgroup: launched.cgroup,
-                }
-            } else {
-                Kind::Process
+                },
+                LaunchKind::Process => Kind::Process,
             },
-            notes: bounded(launched.notes),
+            notes: bounded(notes),
             said: None,
         }
     }

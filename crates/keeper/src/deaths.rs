@@ -3,12 +3,13 @@
 //! Every death is noticed in one place, by reaping. SIGCHLD only says that it is time to look.
 
 use model::id::ContainerId;
-use model::wire::keeper::{Answer, Event, FromKeeper, WireExit};
+use model::wire::keeper::{Event, FromKeeper, KeeperRefusalCode, WireExit};
 use rustix::process::{Signal, WaitOptions};
 use serde_json::json;
 
 use crate::clock::boot_now;
 use crate::container::{Container, News, Phase, Reaped};
+use crate::failure::refused;
 use crate::note::{Level, note};
 use crate::processes;
 use crate::server::{GOING_DOWN_MAX, Server};
@@ -22,6 +23,10 @@ impl Server<'_> {
         } else {
             Vec::new()
         };
+        for id in ids {
+            let refusal = refused(KeeperRefusalCode::Failed, "start", "it was killed");
+            self.refuse_ordered(id, refusal);
+        }
         // First every PID 1, which is what kills; then what is slower.
         for pass in [Container::kill_init_of_native, Container::finish_killing] {
             for id in ids {
@@ -49,7 +54,8 @@ impl Server<'_> {
             let is_it = |container: &&mut Container| {
                 container.pid == pid && !matches!(container.phase, Phase::Ended(_))
             };
-            // Others are orphans of plain processes: reaped, and that is all.
+            self.preparer.reaped(pid);
+            // Others are preparers, and orphans of plain processes: reaped, and that is all.
             if let Some(container) = self.containers.values_mut().find(is_it) {
                 let news = container.take_reports();
                 let id = container.id.clone();
@@ -70,12 +76,7 @@ impl Server<'_> {
         match container.reaped(status) {
             Reaped::StartFailed(request, refusal) => {
                 self.containers.remove(id);
-                note(
-                    Level::Info,
-                    "start failed",
-                    json!({"container": id.to_string(), "step": refusal.step, "message": refusal.message}),
-                );
-                self.answer(request, Answer::Refused(refusal), &[]);
+                self.refuse_start(id, request, refusal);
             }
             Reaped::Exited(exit) if plain => self.orphaned.push((id.clone(), exit)),
             Reaped::Exited(exit) => self.tell_exited(id.clone(), exit),
@@ -99,6 +100,7 @@ impl Server<'_> {
             .iter()
             .filter(|process| process.parent == this)
             .filter(|process| !self.containers.values().any(|held| held.pid == process.pid))
+            .filter(|process| !self.preparer.is_one(process.pid))
             .collect();
         if orphans.is_empty() {
             for (id, exit) in std::mem::take(&mut self.orphaned) {
@@ -121,7 +123,8 @@ impl Server<'_> {
         );
         self.book.go_down();
         self.down_by = Some(boot_now().plus(GOING_DOWN_MAX));
-        let all: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let held = self.containers.keys().chain(self.ordered.keys());
+        let all: Vec<ContainerId> = held.cloned().collect();
         self.kill(&all);
     }
 }

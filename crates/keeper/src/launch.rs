@@ -1,27 +1,28 @@
-//! The keeper's part of a start: opens everything, clones the init, places it, says go.
+//! The keeper's part of a start: clones the init, places it, says go.
 //!
 //! ```text
-//! open log, witness, root ─► clone3 ─► map ids ─► join v1 cgroups ─► go ─► (the init reports)
-//!                              └─ any failure: killed and reaped here, before the refusal
+//! (the preparer) ─► clone3 ─► map ids ─► join v1 cgroups ─► go ─► (the init reports)
+//!                     └─ any failure: killed and reaped here, before the refusal
 //! ```
+//!
+//! Nothing here waits for a disk: procfs and cgroupfs are the kernel's own.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use model::id::{ContainerId, HostId};
-use model::wire::keeper::{
-    KeeperRefusal, KeeperRefusalCode, Launch, LaunchKind, LogPlan, NativePlan,
-};
+use model::wire::keeper::{KeeperRefusal, KeeperRefusalCode, Launch, LaunchKind, NativePlan};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use seccompiler::BpfProgram;
 
+use crate::container::Ordered;
 use crate::failure::{Step, failed, refused};
 use crate::init::{self, Birth, Log, Program, Walls};
-use crate::mounts::Mounts;
 use crate::oom::ScoreBefore;
 use crate::packet;
+use crate::prepare::Prepared;
 use crate::report::Go;
 use crate::shared;
 use crate::sys::{self, Cloned};
@@ -39,8 +40,6 @@ pub(crate) struct Launched {
     pub(crate) control: OwnedFd,
     /// Its v2 cgroup.
     pub(crate) cgroup: Option<PathBuf>,
-    /// What conman should know about its root.
-    pub(crate) notes: Vec<String>,
 }
 
 /// What starts need, made once.
@@ -57,8 +56,6 @@ pub(crate) struct Launcher {
 
 /// What native starts need.
 pub(crate) struct Native {
-    /// The mounts.
-    pub(crate) mounts: Mounts,
     /// The programs' filter.
     pub(crate) seccomp: BpfProgram,
     /// Root's id in the containers, as the host sees it.
@@ -69,6 +66,9 @@ pub(crate) struct Native {
 const FDS_PER_CONTAINER: u64 = 3;
 /// For a start itself, the connection, the list's copies that wait to be sent, and the keeper's own.
 const FDS_RESERVED: u64 = 256;
+
+/// Their fds pass in one message.
+const BINDS_MAX: usize = 64;
 
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
@@ -116,6 +116,9 @@ impl Launcher {
             if plan.root.lower.is_empty() {
                 return bad("root.lower must not be empty");
             }
+            if plan.root.binds.len() > BINDS_MAX {
+                return bad("a container has at most 64 binds");
+            }
             if plan
                 .root
                 .binds
@@ -130,32 +133,28 @@ impl Launcher {
 
     /// Starts an init. On failure nothing of it is left running or mounted.
     pub(crate) fn launch(
-        &mut self,
+        &self,
         id: &ContainerId,
-        program: Program,
-        launch: &Launch,
+        ordered: &Ordered,
+        prepared: Prepared,
     ) -> Result<Launched, KeeperRefusal> {
-        let log = open_log(&launch.log)?;
-        let witness = match &launch.witness {
-            Some(plan) => Some(Witness::open(plan, id, &self.host)?),
-            None => None,
-        };
+        let launch = &ordered.launch;
+        let witness = prepared
+            .witness
+            .map(|files| Witness::new(files, id, &self.host));
         let (reports, keeper) = packet::pair().step("make report socket")?;
         let (control, inits_control) = packet::pair().step("make control socket")?;
-        let mut notes = Vec::new();
         let mut cgroup = None;
         let mut flags = 0;
         let mut placement = None;
         let mut walls = None;
-        if let (LaunchKind::Native(plan), Some(native)) = (&launch.kind, &mut self.native) {
-            let mut root = native.mounts.root(&plan.root)?;
-            notes = std::mem::take(&mut root.notes);
+        if let (LaunchKind::Native(plan), Some(native)) = (&launch.kind, &self.native) {
             if let Some(path) = &plan.cgroup_v2 {
                 cgroup = Some(open_cgroup(path)?);
             }
             flags = NAMESPACES;
             walls = Some(Walls {
-                root: Some(root),
+                root: prepared.root,
                 hostname: plan.hostname.clone(),
                 cgroup: cgroup.is_some(),
                 seccomp: &native.seccomp,
@@ -167,8 +166,8 @@ impl Launcher {
         }
         let birth = Birth {
             native: walls,
-            program,
-            log,
+            program: &ordered.program,
+            log: Log::new(prepared.log, launch.log.bytes_max),
             keeper,
             control: inits_control,
             witness,
@@ -188,7 +187,6 @@ impl Launcher {
             cgroup: placement
                 .as_ref()
                 .and_then(|placement| placement.plan.cgroup_v2.clone()),
-            notes,
         };
         match launched.place(placement) {
             Ok(()) => Ok(launched),
@@ -250,18 +248,4 @@ fn open_cgroup(path: &std::path::Path) -> Result<OwnedFd, KeeperRefusal> {
     )
     .step("open cgroup")
     .map_err(|refusal| name(path, refusal))
-}
-
-fn open_log(plan: &LogPlan) -> Result<Log, KeeperRefusal> {
-    let open = |path: &PathBuf| {
-        rustix::fs::open(
-            path,
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::from_raw_mode(0o600),
-        )
-        .step("open log")
-        .map_err(|refusal| name(path, refusal))
-    };
-    let [first, second] = &plan.files;
-    Ok(Log::new([open(first)?, open(second)?], plan.bytes_max))
 }

@@ -28,9 +28,9 @@
 //!
 //! **What does not.** A plain process ([`model::wire::keeper::LaunchKind::Process`]) has no such walls. Its init, which the
 //! keeper's death does not kill, sees that death as end of file, kills all its descendants and ends; so a process that
-//! stops or kills its own init and outlives the keeper is out of reach. And a keeper that is itself held in the kernel
-//! by a dead disk can be killed by nobody until it returns: mounting a container's root, which touches disks, is the
-//! only thing here that can be held so.
+//! stops or kills its own init and outlives the keeper is out of reach. And a program that is held in the kernel by a dead disk
+//! ends only when the disk does, though it runs no instruction of its own until then; the keeper itself touches no disk
+//! (module `prepare`).
 
 mod book;
 mod clock;
@@ -45,11 +45,13 @@ mod note;
 mod oom;
 mod packet;
 mod place;
+mod prepare;
 mod processes;
 mod report;
 mod seccomp;
 mod server;
 mod shared;
+mod starts;
 mod sys;
 mod witness;
 
@@ -68,6 +70,7 @@ use crate::launch::{Launcher, Native};
 use crate::mounts::Mounts;
 use crate::note::{Level, note};
 use crate::place::Place;
+use crate::prepare::Preparer;
 use crate::server::{End, Server};
 
 pub use crate::place::PlaceError;
@@ -135,13 +138,15 @@ pub fn run(config: Config) -> Result<(), KeeperError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .step("become subreaper")?;
     let open_files = raise_open_files();
-    let native = match config.walls {
-        Walls::Native { uid_base } => Some(Native {
-            mounts: Mounts::new(&place.directory, uid_base)?,
-            seccomp: seccomp::program().map_err(|error| KeeperError::Filter(error.to_string()))?,
-            uid_base,
-        }),
-        Walls::ProcessOnly => None,
+    let oom_score = oom::protect();
+    let (native, mounts) = match config.walls {
+        Walls::Native { uid_base } => {
+            let seccomp =
+                seccomp::program().map_err(|error| KeeperError::Filter(error.to_string()))?;
+            let mounts = Mounts::new(&place.directory, uid_base)?;
+            (Some(Native { seccomp, uid_base }), Some(mounts))
+        }
+        Walls::ProcessOnly => (None, None),
     };
     let server = Server {
         listener: &place.listener,
@@ -151,10 +156,12 @@ pub fn run(config: Config) -> Result<(), KeeperError> {
             host: config.host.clone(),
             native,
             open_files,
-            oom_score: oom::protect(),
+            oom_score,
         },
         book: Book::default(),
         link: None,
+        preparer: Preparer::new(mounts)?,
+        ordered: BTreeMap::new(),
         containers: BTreeMap::new(),
         orphaned: Vec::new(),
         down_by: None,

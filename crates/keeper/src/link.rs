@@ -1,15 +1,15 @@
-//! The connection to conman.
+//! A connection that the keeper waits for, but never waits on: to conman, and to the preparer.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use model::wire::keeper::FromKeeper;
 use rustix::io::Errno;
+use serde::Serialize;
 
 use crate::packet::{self, Received, Wait};
 
-/// The most messages that wait for a conman that does not read. One that lets so many lie is hung: its
-/// connection is closed, and it or its successor asks for the list again.
+/// The most messages that wait for a side that does not read. One that lets so many lie is hung: its connection is
+/// closed, and a conman or its successor asks for the list again.
 const WAITING_MAX: usize = 4_096;
 
 /// A connection. Never waits for the other side.
@@ -51,7 +51,7 @@ impl Link {
     }
 
     /// Sends, or keeps for later what cannot be sent now.
-    pub(crate) fn send(&mut self, message: &FromKeeper, fds: &[BorrowedFd<'_>]) -> LinkState {
+    pub(crate) fn send(&mut self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> LinkState {
         let Ok(bytes) = serde_json::to_vec(message) else {
             return LinkState::Broken;
         };

@@ -1,8 +1,7 @@
-//! What the keeper mounts, as the host's root, for its containers to attach.
+//! What the preparer mounts, as the host's root, for the containers to attach.
 //!
-//! Everything here is done in a mount namespace of the keeper's own, from which nothing spreads to the
-//! host's: its mount table never shows any of it, and all of it vanishes with the keeper and the
-//! containers.
+//! Everything here is done in a mount namespace of the keeper's and the preparer's own, from which nothing spreads to the
+//! host's: its mount table never shows any of it, and all of it vanishes with them and the containers.
 //!
 //! - *The scratch*, a small tmpfs on a directory beside the keeper's socket: the layers are attached under
 //!   it, for overlayfs takes no detached mount as a layer before Linux 6.15.
@@ -19,7 +18,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use model::wire::keeper::{Access, Bind, KeeperRefusal, KeeperRefusalCode, RootPlan};
@@ -47,8 +46,6 @@ pub(crate) struct Root {
     pub(crate) devices: OwnedFd,
     /// What is bound, and where.
     pub(crate) binds: Vec<(OwnedFd, PathBuf)>,
-    /// Where it is not what was asked for.
-    pub(crate) notes: Vec<String>,
 }
 
 struct Layer {
@@ -67,6 +64,7 @@ pub(crate) struct Mounts {
     devices: OwnedFd,
     layers: HashMap<PathBuf, Layer>,
     layers_made: u64,
+    generation: u64,
 }
 
 impl Mounts {
@@ -110,16 +108,31 @@ impl Mounts {
             devices,
             layers: HashMap::new(),
             layers_made: 0,
+            generation: 0,
         })
     }
 
+    /// Adds its fds to a list.
+    pub(crate) fn collect_fds(&self, list: &mut Vec<RawFd>) {
+        list.push(self.donor.as_raw_fd());
+        list.push(self.devices.as_raw_fd());
+    }
+
+    /// For another process that starts from this value: the names of its layers are its own.
+    pub(crate) fn next_generation(&mut self) {
+        self.generation += 1;
+    }
+
     /// Makes a container's root.
-    pub(crate) fn root(&mut self, plan: &RootPlan) -> Result<Root, KeeperRefusal> {
-        let mut notes = Vec::new();
-        let overlay = self.overlay(plan, &mut notes)?;
+    pub(crate) fn root(
+        &mut self,
+        plan: &RootPlan,
+        notes: &mut Vec<String>,
+    ) -> Result<Root, KeeperRefusal> {
+        let overlay = self.overlay(plan, notes)?;
         let mut binds = Vec::with_capacity(plan.binds.len());
         for bind in &plan.binds {
-            binds.push((self.bind(bind, &mut notes)?, bind.target.clone()));
+            binds.push((self.bind(bind, notes)?, bind.target.clone()));
         }
         let devices = clone_tree(self.devices.as_fd(), c"").step("clone devices")?;
         self.set(
@@ -131,7 +144,6 @@ impl Mounts {
             overlay,
             devices,
             binds,
-            notes,
         })
     }
 
@@ -246,7 +258,7 @@ impl Mounts {
             )
             .step("shift image")?;
         self.layers_made += 1;
-        let name = self.layers_made.to_string();
+        let name = self.layer_name(self.layers_made);
         let place = self.scratch.join(&name);
         rustix::fs::mkdir(&place, Mode::from_raw_mode(0o700)).step("attach image")?;
         attach(tree.as_fd(), &place).step("attach image")?;
@@ -262,11 +274,15 @@ impl Mounts {
         Ok(())
     }
 
+    fn layer_name(&self, number: u64) -> String {
+        format!("{}-{number}", self.generation)
+    }
+
     /// Detaches all layers. Overlays that use them have clones of their own.
     fn release_layers(&mut self) {
         self.layers.clear();
         for made in 1..=self.layers_made {
-            let place = self.scratch.join(made.to_string());
+            let place = self.scratch.join(self.layer_name(made));
             if rustix::mount::unmount(&place, UnmountFlags::DETACH).is_ok() {
                 // It is an empty directory of the scratch: left behind, it would do no harm.
                 let _ = rustix::fs::rmdir(&place);

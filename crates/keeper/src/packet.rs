@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use model::wire::keeper::MESSAGE_BYTES_MAX;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -66,6 +67,23 @@ pub(crate) fn send_value(
     send(socket, &bytes, fds)
 }
 
+/// Sends a value, waiting while the other side's buffer is full.
+pub(crate) fn send_value_patiently(
+    socket: impl AsFd,
+    value: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    loop {
+        match send_value(&socket, value, fds) {
+            Err(Errno::AGAIN) => {
+                let mut poll = [PollFd::new(&socket, PollFlags::OUT)];
+                rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, None))?;
+            }
+            sent => return sent,
+        }
+    }
+}
+
 /// Takes one packet, without waiting unless `wait`.
 pub(crate) fn receive(socket: impl AsFd, wait: Wait) -> Received {
     let flags = match wait {
@@ -81,7 +99,7 @@ pub(crate) fn receive(socket: impl AsFd, wait: Wait) -> Received {
         Err(_) => return Received::Closed,
     };
     let mut bytes = vec![0; length];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(

@@ -1,4 +1,4 @@
-//! The keeper's loop: one thread that waits for conman, for the inits' reports, and for deaths.
+//! The keeper's loop: one thread that waits for conman, for the preparer, for the inits' reports, and for deaths.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,8 +7,8 @@ use std::time::Duration;
 use model::id::ContainerId;
 use model::time::BootTime;
 use model::wire::keeper::{
-    Answer, FromKeeper, Hello, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, Launch, LaunchKind,
-    PROTOCOL, Request, ToKeeper, WireExit,
+    Answer, FromKeeper, Hello, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, PROTOCOL, Request,
+    ToKeeper, WireExit,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
@@ -16,12 +16,13 @@ use serde_json::json;
 
 use crate::book::{Arming, Book};
 use crate::clock::{DeadlineTimer, boot_now};
-use crate::container::{Container, News, Phase};
+use crate::container::{Container, Ordered, Phase};
 use crate::failure::{Step, refused};
 use crate::launch::Launcher;
 use crate::link::{Link, LinkState};
 use crate::note::{Level, note};
 use crate::packet::Received;
+use crate::prepare::Preparer;
 
 /// How long a keeper that goes down waits for the last container's death. The kernel's part takes some
 /// milliseconds; only a process that hangs in the kernel takes longer.
@@ -47,17 +48,23 @@ pub(crate) struct Server<'a> {
     pub(crate) launcher: Launcher,
     pub(crate) book: Book,
     pub(crate) link: Option<Link>,
+    pub(crate) preparer: Preparer,
+    /// Starts that the preparer works on.
+    pub(crate) ordered: BTreeMap<ContainerId, Ordered>,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
     /// Plain processes whose init is reaped, while orphans may be left.
     pub(crate) orphaned: Vec<(ContainerId, WireExit)>,
     pub(crate) down_by: Option<BootTime>,
 }
 
-struct Ready {
-    listener: bool,
-    signals: bool,
-    link: Option<PollFlags>,
-    reports: Vec<ContainerId>,
+/// What the loop waits for.
+enum Source {
+    Signals,
+    Listener,
+    Preparer,
+    Link,
+    /// Of a container that is being started.
+    Reports(ContainerId),
 }
 
 impl Server<'_> {
@@ -67,24 +74,22 @@ impl Server<'_> {
             if let Some(down_by) = self.down_by {
                 let alive = self.alive();
                 if alive == 0 && self.orphaned.is_empty() {
+                    self.preparer.end();
                     return End::AllDead;
                 }
                 if boot_now() >= down_by {
+                    self.preparer.end();
                     return End::Stuck(alive);
                 }
             }
-            let ready = self.wait();
-            if ready.signals {
-                self.take_signals();
-            }
-            for id in ready.reports {
-                self.take_reports(&id);
-            }
-            if ready.listener {
-                self.accept();
-            }
-            if let Some(flags) = ready.link {
-                self.serve(flags);
+            for (source, flags) in self.wait() {
+                match source {
+                    Source::Signals => self.take_signals(),
+                    Source::Listener => self.accept(),
+                    Source::Preparer => self.take_delivery(flags),
+                    Source::Link => self.serve(flags),
+                    Source::Reports(id) => self.take_reports(&id),
+                }
             }
             self.give_up_late_starts();
         }
@@ -95,27 +100,33 @@ impl Server<'_> {
         self.containers.values().filter(alive).count()
     }
 
-    fn wait(&self) -> Ready {
+    /// Waits until something is ready, or a start is late.
+    fn wait(&self) -> Vec<(Source, PollFlags)> {
         let mut polled = vec![
-            PollFd::new(self.listener, PollFlags::IN),
-            PollFd::new(&self.signals, PollFlags::IN),
+            (Source::Signals, &self.signals, PollFlags::IN),
+            (Source::Listener, self.listener, PollFlags::IN),
         ];
-        if let Some(link) = &self.link {
+        let flags = |link: &Link| {
             let mut flags = PollFlags::IN;
             flags.set(PollFlags::OUT, link.is_waiting());
-            polled.push(PollFd::new(link.socket(), flags));
+            flags
+        };
+        let preparer = self.preparer.link();
+        polled.push((Source::Preparer, preparer.socket(), flags(preparer)));
+        if let Some(link) = &self.link {
+            polled.push((Source::Link, link.socket(), flags(link)));
         }
-        let reports_first = polled.len();
-        let mut starting = Vec::new();
-        let mut until = self.down_by;
         for container in self.containers.values() {
             if let Phase::Starting(start) = &container.phase {
-                polled.push(PollFd::new(&start.fds.reports, PollFlags::IN));
-                starting.push(container.id.clone());
-                until = Some(until.map_or(start.until, |until| until.min(start.until)));
+                let source = Source::Reports(container.id.clone());
+                polled.push((source, &start.fds.reports, PollFlags::IN));
             }
         }
-        let timeout = until.map(|until| {
+        let mut fds: Vec<PollFd<'_>> = polled
+            .iter()
+            .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
+            .collect();
+        let timeout = self.next_limit().map(|until| {
             let left = until.since(boot_now());
             Timespec {
                 tv_sec: left.as_secs() as i64,
@@ -123,19 +134,26 @@ impl Server<'_> {
             }
         });
         // Fails only when interrupted or out of memory: then nothing is ready, and it is asked again.
-        let _ = rustix::event::poll(&mut polled, timeout.as_ref());
-        let is_ready = |index: usize| !polled[index].revents().is_empty();
-        Ready {
-            listener: is_ready(0),
-            signals: is_ready(1),
-            link: (self.link.is_some() && is_ready(2)).then(|| polled[2].revents()),
-            reports: starting
-                .into_iter()
-                .enumerate()
-                .filter(|(index, _)| is_ready(reports_first + index))
-                .map(|(_, id)| id)
-                .collect(),
-        }
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        polled
+            .into_iter()
+            .zip(ready)
+            .filter(|(_, ready)| !ready.is_empty())
+            .map(|((source, _, _), ready)| (source, ready))
+            .collect()
+    }
+
+    /// The next point in time at which something is to be given up.
+    fn next_limit(&self) -> Option<BootTime> {
+        let starting = self.containers.values().filter_map(|container| {
+            let Phase::Starting(start) = &container.phase else {
+                return None;
+            };
+            Some(start.until)
+        });
+        let ordered = self.ordered.values().map(|ordered| ordered.until);
+        starting.chain(ordered).chain(self.down_by).min()
     }
 
     // ---- conman
@@ -168,6 +186,7 @@ impl Server<'_> {
         if self.link.take().is_none() {
             return;
         }
+        self.ordered.clear();
         for container in self.containers.values_mut() {
             if matches!(container.phase, Phase::Starting(_)) {
                 container.kill_init();
@@ -243,7 +262,7 @@ impl Server<'_> {
                 self.answer(id, answer, &[]);
             }
             Request::Start { container, launch } => {
-                if let Err(refusal) = self.start(id, container, &launch) {
+                if let Err(refusal) = self.start(id, container, launch) {
                     self.answer(id, Answer::Refused(refusal), &[]);
                 }
             }
@@ -320,71 +339,6 @@ impl Server<'_> {
                 Ok(deadline)
             }
             Arming::Unchanged(deadline) => Ok(deadline),
-        }
-    }
-
-    // ---- containers
-
-    fn start(
-        &mut self,
-        request: u64,
-        id: ContainerId,
-        launch: &Launch,
-    ) -> Result<(), KeeperRefusal> {
-        self.launcher.supports(launch)?;
-        self.launcher.has_room(self.containers.len())?;
-        let program = self.launcher.read(launch)?;
-        let now = boot_now();
-        self.book.admit(now, &id)?;
-        let launched = self.launcher.launch(&id, program, launch)?;
-        let native = matches!(launch.kind, LaunchKind::Native(_));
-        let container = Container::new(id.clone(), launched, native, request, now);
-        self.containers.insert(id, container);
-        Ok(())
-    }
-
-    fn take_reports(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        let news = container.take_reports();
-        if let News::Started = news {
-            self.has_started(id);
-        }
-    }
-
-    pub(crate) fn has_started(&mut self, id: &ContainerId) {
-        let Some(mut container) = self.containers.remove(id) else {
-            return;
-        };
-        container.phase = match container.phase {
-            Phase::Starting(start) => {
-                let request = start.request;
-                container.phase = Phase::Running(start.fds);
-                if let (Some(held), Some(fds)) = (container.held(), container.fds()) {
-                    let with = [fds.pidfd.as_fd(), fds.control.as_fd()];
-                    self.answer(request, Answer::Started(held), &with);
-                }
-                container.phase
-            }
-            other => other,
-        };
-        self.containers.insert(id.clone(), container);
-    }
-
-    fn give_up_late_starts(&mut self) {
-        let now = boot_now();
-        for container in self.containers.values_mut() {
-            if let Phase::Starting(start) = &container.phase
-                && start.until <= now
-            {
-                container.kill_init();
-                container.fail(refused(
-                    KeeperRefusalCode::TimedOut,
-                    "start",
-                    "the init did not report in time",
-                ));
-            }
         }
     }
 

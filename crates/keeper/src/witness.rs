@@ -3,14 +3,13 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use model::id::{ContainerId, HostId};
-use model::wire::keeper::{KeeperRefusal, WitnessEvent, WitnessLine, WitnessPlan};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use model::wire::keeper::{WitnessEvent, WitnessLine};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::clock;
-use crate::failure::Step;
 
-/// The files, opened by the keeper, used by the init.
+/// The files, opened for the init, and what it says in them.
 pub(crate) struct Witness {
     lock: OwnedFd,
     record: OwnedFd,
@@ -19,26 +18,19 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// Opens the files. A lock belongs to this opening, which the init alone goes on holding.
-    pub(crate) fn open(
-        plan: &WitnessPlan,
+    /// With the files as opened for this container. A lock belongs to that opening, which the init alone goes on
+    /// holding.
+    pub(crate) fn new(
+        [lock, record]: [OwnedFd; 2],
         container: &ContainerId,
         host: &HostId,
-    ) -> Result<Self, KeeperRefusal> {
-        let open = |path, flags| {
-            rustix::fs::open(
-                path,
-                flags | OFlags::CREATE | OFlags::CLOEXEC,
-                Mode::from_raw_mode(0o600),
-            )
-            .step("open witness files")
-        };
-        Ok(Self {
-            lock: open(&plan.lock, OFlags::RDWR)?,
-            record: open(&plan.record, OFlags::WRONLY | OFlags::APPEND)?,
+    ) -> Self {
+        Self {
+            lock,
+            record,
             container: container.clone(),
             host: host.clone(),
-        })
+        }
     }
 
     /// Adds its fds to a list.

@@ -47,7 +47,7 @@ pub(crate) struct Birth<'a> {
     /// The walls; `None` for a plain process.
     pub(crate) native: Option<Walls<'a>>,
     /// The program.
-    pub(crate) program: Program,
+    pub(crate) program: &'a Program,
     /// Where its output goes.
     pub(crate) log: Log,
     /// The socket to the keeper.
@@ -156,7 +156,7 @@ fn make<'a>(
     )
     .step("open /dev/null")?;
     let standard = [null.as_fd(), program_output.as_fd(), program_output.as_fd()];
-    let pid = spawn::spawn(&birth.program, standard, spawn::Terminal::None, tie(birth))?;
+    let pid = spawn::spawn(birth.program, standard, spawn::Terminal::None, tie(birth))?;
     if birth.native.is_some() {
         still_armed()?;
     }
