@@ -12,7 +12,8 @@
 //!
 //! The happy path: conman connects (`model::wire::keeper`), arms the deadline, has containers started, and is told
 //! when each is dead. Nothing here decides anything else. There is one thread and no async runtime, because it
-//! forks: the init of each container (module `init`) is a forked child of this process, with nothing executed.
+//! forks: the init of each container (module `init`) is a forked child of this process, with nothing executed. One
+//! more child, the preparer (module `prepare`), does what may have to wait for a disk.
 //!
 //! **What holds, and why.**
 //!

@@ -5,6 +5,7 @@ mod exec;
 mod figures;
 mod harness;
 mod native;
+mod preparer;
 mod process;
 mod roots;
 mod walls;

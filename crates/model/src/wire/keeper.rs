@@ -74,7 +74,7 @@ pub const LIST_PAGE: usize = 64;
 /// wrong message hold a host's containers for ever.
 pub const ARM_AHEAD_MAX: Duration = Duration::from_secs(60);
 
-/// How long the keeper waits for a container's init to report before it kills it and answers
+/// How long a start may take, from its request, before the keeper kills what there is of it and answers
 /// [`KeeperRefusalCode::TimedOut`].
 pub const START_MAX: Duration = Duration::from_secs(10);
 
@@ -306,9 +306,10 @@ pub enum KeeperRefusalCode {
     ImageMissing,
     /// No space, inodes or quota left for the overlay, the log or the workspace.
     DiskFull,
-    /// A limit of the machine or of the container's own cgroup: processes, memory, namespaces, fds.
+    /// A limit of the machine, of the keeper or of the container's own cgroup: processes, memory, namespaces,
+    /// open files.
     LimitReached,
-    /// The init did not report within [`START_MAX`]; it was killed.
+    /// A file system did not answer, or the init did not report, within [`START_MAX`]; it was killed.
     TimedOut,
     /// Anything else that failed during a start.
     Failed,
