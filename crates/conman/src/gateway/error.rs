@@ -6,25 +6,32 @@ use http::{HeaderValue, StatusCode, header};
 use model::api::{Refusal, RefusalCode, Side};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use utoipa::ToSchema;
+
+use super::document::{ErrorCode, ErrorSide};
 
 /// An error on its way to a client.
 #[derive(Debug)]
 pub(super) struct ApiError(pub(super) Refusal);
 
 /// The body of every error: `{"error": {…}}`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
 pub(super) struct ErrorBody {
+    #[schema(inline)]
     error: ErrorDetail,
 }
 
 /// What went wrong.
-#[derive(Debug, Serialize)]
-struct ErrorDetail {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorDetail {
     /// The reason, for programs.
+    #[schema(value_type = ErrorCode)]
     code: RefusalCode,
     /// The reason, for people.
     message: String,
     /// Which side failed: `client`, `user` or `platform`.
+    #[schema(value_type = ErrorSide, inline)]
     side: Side,
     /// Whether the same request may succeed later.
     retryable: bool,

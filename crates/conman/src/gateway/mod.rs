@@ -14,6 +14,7 @@
 //! `host` or `runtime`.
 
 mod api;
+mod document;
 mod error;
 mod events;
 mod exposition;

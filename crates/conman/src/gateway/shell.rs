@@ -14,17 +14,23 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use utoipa::IntoParams;
 
 use super::Gateway;
 use super::open::{NoWay, Way};
 use super::proxy::Session;
 
 /// A terminal's size, as a client asks for it.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Size {
+    /// The terminal's width in characters; 80 if absent.
     #[serde(default = "Size::default_columns")]
+    #[param(required = false)]
     pub(super) columns: u16,
+    /// The terminal's height in lines; 24 if absent.
     #[serde(default = "Size::default_rows")]
+    #[param(required = false)]
     pub(super) rows: u16,
 }
 

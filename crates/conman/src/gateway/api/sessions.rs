@@ -1,0 +1,146 @@
+//! Into a repl's container: commands, output, the shared terminal.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Query, State};
+use axum::response::IntoResponse;
+use http::{Method, header};
+use model::api::{Refusal, RefusalCode};
+use model::id::ReplId;
+use model::wire::node::{ExecAnswer, ExecRequest, OpenKind};
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Answer, Id, ReplPath, Shared, query};
+use crate::gateway::document::ExecAnswerSchema;
+use crate::gateway::error::Json;
+use crate::gateway::node_client;
+use crate::gateway::proxy::Session;
+use crate::gateway::shell::{self, Size};
+
+/// How long a command may take that names no time of its own.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A command to run in a container.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Exec)]
+#[serde(deny_unknown_fields)]
+pub(in crate::gateway) struct ExecBody {
+    /// The program and its arguments.
+    #[schema(min_items = 1)]
+    command: Vec<String>,
+    /// What it reads from standard input.
+    #[serde(default)]
+    stdin: String,
+    /// How long it may take; 60,000 if absent.
+    timeout_ms: Option<u64>,
+}
+
+/// Runs a command in a repl's container, starting it if need be.
+#[utoipa::path(
+    post, path = "/v1/repls/{id}/exec", tag = "sessions", operation_id = "exec",
+    params(ReplPath), request_body = ExecBody,
+    responses((status = 200, description = "It has ended", body = ExecAnswerSchema)),
+)]
+pub(in crate::gateway) async fn exec(
+    State(gateway): Shared,
+    Id(id): Id<ReplId>,
+    Json(body): Json<ExecBody>,
+) -> Answer {
+    if body.command.is_empty() {
+        return Err(Refusal::new(RefusalCode::BadRequest, "command: must name a program").into());
+    }
+    let default_ms = u64::try_from(EXEC_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+    let session = Session::begin(&gateway, id.clone());
+    let way = match gateway.open(&id, &OpenKind::Start).await {
+        Ok(way) => way,
+        Err(no_way) => {
+            session.refused(&no_way);
+            return Err(no_way.into());
+        }
+    };
+    session.opened(way.host.clone(), way.opened.epoch);
+    let hosts = gateway.fleet.now();
+    let host = hosts.get(&way.host).ok_or_else(|| {
+        let message = format!("{} has just gone", way.host);
+        Refusal::new(RefusalCode::HostUnreachable, message)
+    })?;
+    let ask = ExecRequest {
+        repl: id,
+        epoch: Some(way.opened.epoch),
+        command: body.command,
+        stdin: body.stdin,
+        timeout_ms: body.timeout_ms.unwrap_or(default_ms),
+    };
+    let answer: ExecAnswer = node_client::call(host, Method::POST, "/node/v1/exec", Some(&ask))
+        .await
+        .map_err(|error| error.into_refusal(&way.host))?;
+    Ok(axum::Json(answer).into_response())
+}
+
+/// How a container's output is read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(in crate::gateway) struct LogsQuery {
+    /// Whether to go on with what is written from now on, until the container ends.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What a repl's container has written to its output.
+#[utoipa::path(
+    get, path = "/v1/repls/{id}/logs", tag = "sessions", operation_id = "logs",
+    params(ReplPath, LogsQuery),
+    responses((
+        status = 200, description = "The output, both streams as they came",
+        body = String, content_type = "text/plain; charset=utf-8",
+    )),
+)]
+pub(in crate::gateway) async fn logs(
+    State(gateway): Shared,
+    Id(id): Id<ReplId>,
+    wanted: Result<Query<LogsQuery>, QueryRejection>,
+) -> Answer {
+    let follow = query(wanted)?.follow;
+    gateway.spec(&id).await?;
+    let Some((owner, host)) = gateway.live_owner(&id).await? else {
+        let message = format!("{id} has no container now");
+        return Err(Refusal::new(RefusalCode::NotRunning, message).into());
+    };
+    let path = format!("/node/v1/logs/{id}?epoch={}&follow={follow}", owner.epoch);
+    let body = node_client::stream(&host, Method::GET, &path, None::<&()>)
+        .await
+        .map_err(|error| error.into_refusal(&host.id))?;
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    Ok((headers, Body::new(body)).into_response())
+}
+
+/// Joins a repl's shared terminal, starting its container if need be.
+///
+/// A WebSocket. Binary frames are the terminal's bytes both ways; text frames are JSON: the client sends
+/// `{"type":"resize","columns":C,"rows":R}`, and is sent notices, among them `moved` when the container has come
+/// up on another host: the WebSocket stays open through that.
+#[utoipa::path(
+    get, path = "/v1/repls/{id}/shell", tag = "sessions", operation_id = "shell",
+    params(ReplPath, Size),
+    responses((status = 101, description = "The terminal, as a WebSocket")),
+)]
+pub(in crate::gateway) async fn open_shell(
+    State(gateway): Shared,
+    Id(id): Id<ReplId>,
+    size: Result<Query<Size>, QueryRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer {
+    let size = query(size)?;
+    let upgrade = upgrade.map_err(|error| {
+        let message = format!("a shell is a WebSocket: {error}");
+        Refusal::new(RefusalCode::BadRequest, message)
+    })?;
+    let (_, terminal) = shell::open(&gateway, &id, size).await?;
+    Ok(upgrade.on_upgrade(move |client| shell::serve(gateway, id, size, terminal, client)))
+}
