@@ -74,7 +74,7 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
     };
     tokio::pin!(asked);
 
-    check_rights(&up.common)?;
+    check_rights(&up.common, rustix::process::geteuid().is_root())?;
     make_directories(&up.common)?;
     let _lock = StateLock::take(&up.common.state)?;
     wait_for_earlier(&up.common.state).await?;
@@ -168,8 +168,8 @@ impl Preemptor for Drills {
 }
 
 /// Refuses early, and says what would help.
-fn check_rights(common: &Common) -> Result<(), CannotStart> {
-    if common.runtime == RuntimeKind::Native && !rustix::process::geteuid().is_root() {
+fn check_rights(common: &Common, is_root: bool) -> Result<(), CannotStart> {
+    if common.runtime == RuntimeKind::Native && !is_root {
         return Err(CannotStart(
             "the native runtime needs root: run this as root, or with --runtime process, which has no \
              isolation; `conman doctor` says what this machine offers"
@@ -298,4 +298,29 @@ async fn all_registered(store: &Sqlite, count: u16) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CommonKeys, File, Surroundings};
+
+    #[test]
+    fn without_root_there_is_a_way_on() {
+        let common = |runtime| {
+            let keys = CommonKeys {
+                state: Some("/x".into()),
+                runtime: Some(runtime),
+                ..CommonKeys::default()
+            };
+            Common::resolve(keys, &File::default(), &Surroundings::default()).unwrap()
+        };
+        let refused = check_rights(&common(RuntimeKind::Native), false)
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("--runtime process"), "{refused}");
+        assert!(refused.contains("conman doctor"), "{refused}");
+        check_rights(&common(RuntimeKind::Native), true).unwrap();
+        check_rights(&common(RuntimeKind::Process), false).unwrap();
+    }
 }

@@ -1,0 +1,9 @@
+//! `conman up` and the command line as users meet them: real processes, the process runtime, no root.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod commands;
+mod harness;
+mod lives;
+mod refusals;
+mod shell;
