@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-/// One set of lease timings. All of a fleet's hosts must use the same.
+/// One set of timings. All of a fleet's hosts must use the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// How often a host renews, from the sending of one renewal to the next.
@@ -16,6 +16,8 @@ pub struct Timing {
     pub hold: Duration,
     /// How long an observer must have seen the same beat, from receipt, before it steals.
     pub steal: Duration,
+    /// How long a started container may take until its port accepts a connection.
+    pub port_ready: Duration,
 }
 
 /// The most by which two machines' clocks may differ in rate, in parts per million: ten times what
@@ -34,6 +36,7 @@ pub const FAST: Timing = Timing {
     renew: Duration::from_millis(500),
     hold: Duration::from_millis(3_000),
     steal: Duration::from_millis(3_400),
+    port_ready: PORT_READY_MAX,
 };
 
 /// For fleets that would rather live through long outages of the store.
@@ -41,6 +44,7 @@ pub const PATIENT: Timing = Timing {
     renew: Duration::from_millis(5_000),
     hold: Duration::from_millis(30_000),
     steal: Duration::from_millis(30_700),
+    port_ready: PORT_READY_MAX,
 };
 
 /// How long before its deadline a host without an acknowledged renewal kills its containers itself.
@@ -55,7 +59,7 @@ pub const OBSERVE_EVERY: Duration = Duration::from_millis(250);
 /// How long a gateway holds a request for a repl that cannot be reached yet.
 pub const PARK_MAX: Duration = Duration::from_secs(15);
 
-/// How long a started container may take until its port accepts a connection.
+/// [`Timing::port_ready`] of every profile.
 pub const PORT_READY_MAX: Duration = Duration::from_secs(10);
 
 /// The default grace of a destroy, from SIGTERM to SIGKILL.

@@ -178,7 +178,14 @@ async fn open(State(node): State<Node>, mut request: Request) -> Result<Response
                 Refusal::new(RefusalCode::NoPort, message)
             })?;
             let upgrade = upgrade.ok_or_else(need_upgrade)?;
-            let stream = session::dial(&*node.runtime, &live, port, left).await?;
+            let stream = session::dial(
+                &*node.runtime,
+                &live,
+                port,
+                node.config.timing.port_ready,
+                left,
+            )
+            .await?;
             tokio::spawn(session::carry(upgrade, stream, joined));
             StatusCode::SWITCHING_PROTOCOLS
         }

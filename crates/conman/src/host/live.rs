@@ -1,6 +1,6 @@
 //! What sessions need to know of the containers that run: shared with the actor, which alone changes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -36,6 +36,8 @@ pub(super) struct Live {
 #[derive(Debug, Default)]
 pub(super) struct LiveMap {
     map: Mutex<BTreeMap<ContainerId, std::sync::Arc<Live>>>,
+    /// Those whose death was heard of before their start: a program may end at once.
+    dead_before_told: Mutex<BTreeSet<ContainerId>>,
     /// The number of containers, for the load that sessions' answers carry.
     pub(super) count: watch::Sender<usize>,
 }
@@ -46,8 +48,18 @@ impl LiveMap {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Taken only while the map's own lock is held.
+    fn dead_early(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
+        self.dead_before_told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn insert(&self, live: Live) {
         let mut map = self.lock();
+        if self.dead_early().remove(&live.running.id) {
+            return;
+        }
         map.insert(live.running.id.clone(), std::sync::Arc::new(live));
         self.count.send_replace(map.len());
     }
@@ -67,6 +79,8 @@ impl LiveMap {
         let mut map = self.lock();
         if let Some(live) = map.remove(id) {
             live.gone.cancel();
+        } else {
+            self.dead_early().insert(id.clone());
         }
         self.count.send_replace(map.len());
     }

@@ -12,7 +12,6 @@ use hyper_util::rt::TokioIo;
 use model::api::{Refusal, RefusalCode};
 use model::id::{ContainerId, HostId};
 use model::keys::{self, HostRecord};
-use model::timing::PORT_READY_MAX;
 use model::wire::node::HandedOff;
 use tokio::net::TcpStream;
 
@@ -58,12 +57,13 @@ impl Drop for Joined {
 /// Connects to a port of a container that may only just be starting.
 ///
 /// The kernel gives no event when somebody begins to listen, so a container's first connection is tried
-/// again, at growing distances, until it is accepted, the container dies, or `PORT_READY_MAX` after
+/// again, at growing distances, until it is accepted, the container dies, or `port_ready` after
 /// its start has passed. Once it has accepted one, a refusal is the user's own answer.
 pub(super) async fn dial(
     runtime: &dyn Runtime,
     live: &Live,
     port: u16,
+    port_ready: Duration,
     wait: Duration,
 ) -> Result<TcpStream, Refusal> {
     let began = Instant::now();
@@ -81,7 +81,7 @@ pub(super) async fn dial(
         }
         let may_become_ready = refusal.code == RefusalCode::PortNotListening
             && !live.ready.load(Ordering::Relaxed)
-            && live.since.elapsed() < PORT_READY_MAX
+            && live.since.elapsed() < port_ready
             && began.elapsed() < wait;
         if !may_become_ready {
             return Err(refusal);

@@ -22,7 +22,7 @@ use std::time::Duration;
 use self::container::{After, Container, Phase, Stop, Ticket};
 use self::drain::Drain;
 pub use self::event::{Answer, Claim, Effect, Event, Ownership};
-use self::refusal::fenced;
+use self::refusal::{exited_at_once, fenced};
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{Lease, LeaseEffect, LeaseEvent};
 use crate::time::BootTime;
@@ -154,7 +154,11 @@ impl Host {
             Event::Started { id, idle_timeout } => self.started(id, idle_timeout, now, out),
             Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, now, out),
             Event::Dead { id } => {
-                if self.container(&id).is_some() {
+                if let Some(container) = self.container(&id) {
+                    // Nobody but its own program has ended it: starting it again would change nothing.
+                    if container.phase == Phase::Starting && container.stop.is_none() {
+                        refuse_all(&mut container.waiting, &exited_at_once(&id.repl), out);
+                    }
                     out.push(Effect::Cleanup { id: id.clone() });
                     self.give_up(id, now, out);
                 }

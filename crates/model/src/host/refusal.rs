@@ -18,6 +18,13 @@ pub(super) fn fenced() -> NodeRefusal {
     )
 }
 
+pub(super) fn exited_at_once(repl: &ReplId) -> NodeRefusal {
+    refusal(
+        RefusalCode::ExitedAtOnce,
+        format!("the program of {repl} ended as soon as it had started"),
+    )
+}
+
 pub(super) fn no_keeper() -> NodeRefusal {
     refusal(
         RefusalCode::NoCapacity,
