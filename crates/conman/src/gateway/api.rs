@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post, put};
 use http::{Method, Uri};
@@ -30,8 +30,6 @@ use utoipa::IntoParams;
 use super::error::ApiError;
 use super::{Gateway, front};
 
-/// The most that a body may have.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// How long a host may take to say what it carries, before its part of a list is left out.
 const STATUS_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -190,7 +188,6 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
             let message = format!("{} does not take {method}", uri.path());
             ApiError(Refusal::new(RefusalCode::MethodNotAllowed, message))
         })
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(gateway)
 }
 
@@ -224,7 +221,12 @@ where
 fn query<T>(query: Result<Query<T>, QueryRejection>) -> Answer<T> {
     match query {
         Ok(Query(query)) => Ok(query),
-        Err(error) => Err(Refusal::new(RefusalCode::BadRequest, error.body_text()).into()),
+        Err(error) => {
+            let text = error.body_text();
+            let why = text.strip_prefix("Failed to deserialize query string");
+            let message = format!("the query{}", why.unwrap_or(": it cannot be read"));
+            Err(Refusal::new(RefusalCode::BadRequest, message).into())
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a client sees of an error: its own type, which says which side failed.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use http_body_util::BodyExt;
 use model::api::{Refusal, RefusalCode, Side};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,23 +75,49 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The most that a body may have.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How much of a body that is too large is read and thrown away. A connection that is closed over unread bytes is
+/// reset, and the client never reads why.
+const BODY_BYTES_DISCARDED_MAX: usize = 16 * BODY_BYTES_MAX;
+/// How long a client may take to send its body.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+async fn read_body(mut body: axum::body::Body) -> Result<Vec<u8>, Refusal> {
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Refusal::new(RefusalCode::BadRequest, format!("the body: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        length += data.len();
+        if length <= BODY_BYTES_MAX {
+            bytes.extend_from_slice(&data);
+        } else if length > BODY_BYTES_DISCARDED_MAX {
+            break;
+        }
+    }
+    if length > BODY_BYTES_MAX {
+        let message = format!("the body has more than {BODY_BYTES_MAX} bytes");
+        return Err(Refusal::new(RefusalCode::BodyTooLarge, message));
+    }
+    Ok(bytes)
+}
+
 /// A JSON body whose errors are like all others.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = bytes::Bytes::from_request(request, state)
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = tokio::time::timeout(BODY_PATIENCE, read_body(request.into_body()))
             .await
-            .map_err(|error| {
-                let code = if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                    RefusalCode::BodyTooLarge
-                } else {
-                    RefusalCode::BadRequest
-                };
-                Refusal::new(code, format!("the body: {error}"))
-            })?;
+            .map_err(|_| {
+                let message = format!("the body did not come within {} s", BODY_PATIENCE.as_secs());
+                Refusal::new(RefusalCode::BadRequest, message)
+            })??;
         serde_json::from_slice(&bytes).map(Json).map_err(|error| {
             Refusal::new(RefusalCode::BadJson, format!("the body: {error}")).into()
         })

@@ -118,6 +118,8 @@ pub async fn serve(
         // Sessions of a gateway's earlier lives are in the same log.
         next_session: AtomicU64::new(crate::clock::boottime().0),
     });
-    front::serve(gateway, listener, stop).await;
+    front::serve(gateway.clone(), listener, stop).await;
+    // A disk that hangs must not hold up the end.
+    let _ = tokio::time::timeout(Duration::from_secs(1), gateway.log.flush()).await;
     Ok(())
 }

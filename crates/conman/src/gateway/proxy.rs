@@ -22,7 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use model::api::{Outcome, Refusal, RefusalCode, Side};
 use model::id::{Epoch, HostId, ReplId};
-use model::wire::node::OpenKind;
+use model::wire::node::{HostStatus, OpenKind};
 
 use super::Gateway;
 use super::error::ApiError;
@@ -164,22 +164,40 @@ async fn carry(
                     }
                     (None, Some(parts)) => Request::from_parts(parts, Body::empty()),
                     (None, None) => {
-                        return Err(NoWay {
-                            refusal: Refusal::new(
-                                RefusalCode::UserClosed,
-                                format!(
-                                    "the server of {} broke off before it answered: {}",
-                                    server.repl,
-                                    error.error()
-                                ),
-                            ),
-                            host: Some(host),
-                            epoch: Some(epoch),
-                        });
+                        let why = error.error().to_string();
+                        return Err(broken_off(gateway, &server.repl, host, epoch, &why).await);
                     }
                 };
             }
         }
+    }
+}
+
+/// Whose doing it was that a server broke off: the platform's if it has ended the container, or is about to;
+/// else the user's own, who may have had it killed.
+async fn broken_off(
+    gateway: &Gateway,
+    repl: &ReplId,
+    host: HostId,
+    epoch: Epoch,
+    why: &str,
+) -> NoWay {
+    let hosts = gateway.fleet.now();
+    let status = gateway.statuses(hosts.get(&host).into_iter()).await;
+    let lives_on = |host: &HostStatus| !host.draining && host.keeper_pid.is_some();
+    let refusal = if status.first().is_some_and(lives_on) {
+        let message = format!("the server of {repl} broke off before it answered: {why}");
+        Refusal::new(RefusalCode::UserClosed, message)
+    } else {
+        let message = format!(
+            "{repl} was taken from {host} before it answered: it may have done the request"
+        );
+        Refusal::new(RefusalCode::Interrupted, message)
+    };
+    NoWay {
+        refusal,
+        host: Some(host),
+        epoch: Some(epoch),
     }
 }
 

@@ -14,7 +14,7 @@ use model::spec::Spec;
 use model::store::{Compare, Operation, StoreError, Target, Txn, TxnOutcome};
 use model::wire::node::{HostStatus, OpenKind, StopRequest};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{Answer, GraceQuery, Id, ReplPath, STATUS_PATIENCE, Shared, query, store_error};
@@ -137,7 +137,10 @@ impl Gateway {
         }))
     }
 
-    pub(super) async fn statuses(&self, hosts: impl Iterator<Item = &Host>) -> Vec<HostStatus> {
+    pub(in crate::gateway) async fn statuses(
+        &self,
+        hosts: impl Iterator<Item = &Host>,
+    ) -> Vec<HostStatus> {
         let asked = hosts.map(|host| async move {
             let status = node_client::call(host, Method::GET, "/node/v1/status", None::<&()>);
             tokio::time::timeout(STATUS_PATIENCE, status)
@@ -202,6 +205,49 @@ pub(in crate::gateway) struct ReplList {
     repls: Vec<ReplView>,
 }
 
+/// Reads a spec; what is wrong is told with its field.
+fn read_spec(body: Value) -> Result<Spec, String> {
+    let Value::Object(fields) = body else {
+        return Err("the spec: must be a JSON object".to_owned());
+    };
+    let spec: Spec = serde_json::from_value(Value::Object(fields.clone()))
+        .map_err(|error| blame(fields).unwrap_or_else(|| error.to_string()))?;
+    spec.validate().map_err(|error| error.to_string())?;
+    Ok(spec)
+}
+
+/// The first field that is wrong by itself. Serde's own texts do not name it, and most specs are right: so it is
+/// searched for only afterwards, by reading each field alone.
+fn blame(fields: serde_json::Map<String, Value>) -> Option<String> {
+    let read_with = |name: &str, value: Value| {
+        let mut alone = json!({"command": ["x"]});
+        alone[name] = value;
+        serde_json::from_value::<Spec>(alone).err()
+    };
+    fields.into_iter().find_map(|(name, value)| {
+        let error = read_with(&name, value.clone())?;
+        let mut place = name.clone();
+        if let (true, Value::Object(inner)) = (name == "limits", value) {
+            let is_wrong = |(name, value): &(String, Value)| {
+                let mut alone = json!({});
+                alone[name] = value.clone();
+                read_with("limits", alone).is_some()
+            };
+            if let Some((inner, _)) = inner.into_iter().find(is_wrong) {
+                place = format!("limits.{inner}");
+            }
+        }
+        let text = error.to_string();
+        // Two kinds of text name it themselves.
+        let is_named = text.starts_with("unknown field") || text.starts_with(&place);
+        Some(if is_named {
+            text
+        } else {
+            format!("{place}: {text}")
+        })
+    })
+}
+
 /// Creates a repl, or gives it another spec.
 ///
 /// Safe to repeat: the same spec again changes nothing, whatever the repl is doing. Another spec is taken while
@@ -226,10 +272,7 @@ pub(in crate::gateway) async fn create(
         );
         return Err(Refusal::new(RefusalCode::BadId, message).into());
     }
-    let bad_spec = |why: String| Refusal::new(RefusalCode::BadSpec, why);
-    let spec: Spec = serde_json::from_value(body).map_err(|error| bad_spec(error.to_string()))?;
-    spec.validate()
-        .map_err(|error| bad_spec(error.to_string()))?;
+    let spec = read_spec(body).map_err(|why| Refusal::new(RefusalCode::BadSpec, why))?;
     let value = serde_json::to_string(&spec)
         .map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))?;
     loop {
@@ -367,7 +410,10 @@ pub(in crate::gateway) async fn destroy(
     responses((status = 204, description = "It is gone")),
 )]
 pub(in crate::gateway) async fn remove(State(gateway): Shared, Id(id): Id<ReplId>) -> Answer {
-    gateway.spec(&id).await?;
+    // A removal that was cut short has left the container without a spec: this one ends it.
+    if gateway.live_owner(&id).await?.is_none() {
+        gateway.spec(&id).await?;
+    }
     // The spec first: from then on nobody can claim the repl, so what is ended stays ended.
     let txn = Txn {
         compares: vec![],
