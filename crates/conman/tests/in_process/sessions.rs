@@ -1,0 +1,68 @@
+//! Users' requests reach their repls.
+
+use serde_json::{Value, json};
+
+use crate::fleet::Fleet;
+
+#[tokio::test]
+async fn a_request_starts_its_repl_and_is_answered_by_it() {
+    let fleet = Fleet::start(2).await;
+    fleet.create("blue").await;
+    let (status, body) = fleet.send("GET", "blue.localhost", "/x?y=1", "").await;
+    assert_eq!(status, 200, "{body}");
+    assert!(body.starts_with("blue@"), "{body}");
+    assert!(body.contains("GET /x?y=1 HTTP/1.1"), "{body}");
+    assert!(body.contains("x-forwarded-for: 127.0.0.1"), "{body}");
+    let (_, again) = fleet.send("GET", "blue.localhost", "/", "").await;
+    assert_eq!(body.lines().next(), again.lines().next());
+    assert_eq!(fleet.alive(), 1);
+    let (status, repl) = fleet.api("GET", "/v1/repls/blue", Value::Null).await;
+    assert_eq!((status, &repl["state"]), (200, &json!("running")));
+    let (status, _) = fleet.api("DELETE", "/v1/repls/blue", Value::Null).await;
+    assert_eq!((status, fleet.alive()), (204, 0));
+    let (status, error) = fleet.api("GET", "/v1/repls/blue", Value::Null).await;
+    assert_eq!(
+        (status, &error["error"]["code"]),
+        (404, &json!("unknown_repl"))
+    );
+    let (status, page) = fleet.send("GET", "localhost", "/metrics", "").await;
+    assert_eq!(status, 200);
+    assert!(
+        page.contains("conman_sessions_total{outcome=\"ok\",reason=\"opened\"} 2"),
+        "{page}"
+    );
+    let log = fleet.session_log().await;
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert_eq!(
+        (&log[0]["repl"], &log[0]["outcome"]),
+        (&json!("blue"), &json!("ok"))
+    );
+}
+
+#[tokio::test]
+async fn a_drain_moves_a_repl_under_its_users() {
+    let fleet = Fleet::start(2).await;
+    fleet.create("blue").await;
+    fleet.send("GET", "blue.localhost", "/", "").await;
+    let (_, repl) = fleet.api("GET", "/v1/repls/blue", Value::Null).await;
+    let host = repl["host"].as_str().unwrap().to_owned();
+    let path = format!("/v1/hosts/{host}/drain?grace=0s");
+    let (status, report) = fleet.api("POST", &path, Value::Null).await;
+    assert_eq!(
+        (status, &report["handed_off"]),
+        (200, &json!(1)),
+        "{report}"
+    );
+    let (status, body) = fleet.send("GET", "blue.localhost", "/", "").await;
+    assert_eq!(status, 200, "{body}");
+    let (_, repl) = fleet.api("GET", "/v1/repls/blue", Value::Null).await;
+    assert_ne!(repl["host"].as_str().unwrap(), host);
+    let (_, hosts) = fleet.api("GET", "/v1/hosts", Value::Null).await;
+    let states: Vec<_> = hosts["hosts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|host| &host["state"])
+        .collect();
+    assert!(states.contains(&&json!("draining")) && states.contains(&&json!("active")));
+}
