@@ -235,7 +235,7 @@ fn end_all(
     left.retain(|id| !held.contains(id));
     for id in &left {
         if !cgroups.is_empty(id)? {
-            tracing::warn!(%id, "killing what an earlier run left alive");
+            tracing::info!(%id, "killing what is left alive");
             cgroups.kill_all(id)?;
         }
     }
