@@ -1,6 +1,6 @@
 //! What tests and benchmarks run inside a container: a server so small that it does not blur the figures.
 //!
-//! Listens on `$PORT` (or the first argument) of the loopback. `GET` anything answers with
+//! Listens on `$PORT` (or the first argument) of the loopback, or of `$ADDRESS`. `GET` anything answers with
 //! `hello from <repl> <instance>`, where the instance is drawn at the start, so that a client sees whether
 //! it talks to another container than before. A WebSocket on any path is sent `<instance>` and then
 //! gets back what it sends. `POST /exit/N` ends the server with code N.
@@ -19,7 +19,11 @@ fn main() -> io::Result<()> {
         .or_else(|| std::env::var("PORT").ok())
         .and_then(|port| port.parse().ok())
         .unwrap_or(8000);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let address = std::env::var("ADDRESS")
+        .ok()
+        .and_then(|address| address.parse().ok())
+        .unwrap_or(Ipv4Addr::LOCALHOST);
+    let listener = TcpListener::bind((address, port))?;
     let repl = std::env::var("REPL").unwrap_or_default();
     let mut drawn = [0; 8];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut drawn)?;

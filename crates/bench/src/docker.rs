@@ -1,0 +1,80 @@
+//! The peer: `docker run` of the same server until it answers. The engine is started by the script.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use crate::http;
+
+const IMAGE: &str = "conman-bench";
+
+fn docker(arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new("docker")
+        .args(arguments)
+        .output()
+        .context("run docker")?;
+    ensure!(
+        output.status.success(),
+        "docker {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Makes an image of a root file system.
+pub(crate) fn import(image: &Path) -> anyhow::Result<()> {
+    let mut tar = Command::new("tar")
+        .arg("-C")
+        .arg(image)
+        .args(["-c", "."])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("run tar")?;
+    let status = Command::new("docker")
+        .args(["import", "-", IMAGE])
+        .stdin(tar.stdout.take().context("tar's output")?)
+        .stdout(Stdio::null())
+        .status()
+        .context("run docker import")?;
+    ensure!(tar.wait()?.success() && status.success(), "docker import");
+    Ok(())
+}
+
+/// Runs a container until its server answers, and removes it.
+pub(crate) async fn run_until_answer(port: u16) -> anyhow::Result<Duration> {
+    let publish = format!("127.0.0.1:{port}:8000");
+    let began = Instant::now();
+    let id = docker(&[
+        "run",
+        "-d",
+        "-p",
+        &publish,
+        "-e",
+        "ADDRESS=0.0.0.0",
+        IMAGE,
+        "/testserver",
+        "8000",
+    ])?;
+    let address = format!("127.0.0.1:{port}");
+    let spent = loop {
+        // Docker's proxy accepts before the server listens, and breaks off: then it is asked again.
+        match http::send(&address, "localhost", "GET", "/", "").await {
+            Ok(answer) if answer.status == 200 => break began.elapsed(),
+            _ => ensure!(
+                began.elapsed() < Duration::from_secs(30),
+                "docker's container is silent"
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    docker(&["rm", "-f", &id])?;
+    Ok(spent)
+}
+
+/// Removes the image.
+pub(crate) fn remove_image() -> anyhow::Result<()> {
+    docker(&["rmi", "-f", IMAGE]).map(drop)
+}

@@ -1,0 +1,239 @@
+//! A fleet to measure: the real binary, in a directory of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use crate::http::{self, Answer};
+
+/// A running `conman up`.
+pub(crate) struct Fleet {
+    child: Child,
+    address: String,
+    directory: tempfile::TempDir,
+    image: PathBuf,
+}
+
+fn binaries() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("find this program")?;
+    Ok(own.parent().context("find its directory")?.to_owned())
+}
+
+/// A root file system with nothing but the test server and its libraries.
+pub(crate) fn make_image(directory: &Path) -> anyhow::Result<PathBuf> {
+    let server = binaries()?.join("testserver");
+    let image = directory.join("image");
+    std::fs::create_dir_all(&image)?;
+    std::fs::copy(&server, image.join("testserver"))
+        .with_context(|| format!("copy {}", server.display()))?;
+    let libraries = Command::new("ldd")
+        .arg(&server)
+        .output()
+        .context("run ldd")?;
+    for path in String::from_utf8_lossy(&libraries.stdout)
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix('/'))
+    {
+        let inside = image.join(path);
+        std::fs::create_dir_all(inside.parent().context("a library's directory")?)?;
+        std::fs::copy(Path::new("/").join(path), inside)?;
+    }
+    Ok(image)
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port())
+}
+
+impl Fleet {
+    /// Starts a fleet of three hosts and waits until it is ready.
+    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let image = make_image(directory.path())?;
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let mut child = Command::new(binaries()?.join("conman"))
+            .args([
+                "up",
+                "--hosts",
+                "3",
+                "--runtime",
+                "native",
+                "--listen",
+                &address,
+            ])
+            .arg("--state")
+            .arg(directory.path().join("state"))
+            .arg("--witness")
+            .arg(directory.path().join("witness"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(directory.path().join("stderr"))?)
+            .spawn()
+            .context("start conman")?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("conman's output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let fleet = Self {
+            child,
+            address,
+            directory,
+            image,
+        };
+        ensure!(
+            line.starts_with("ready "),
+            "conman is not ready: {}",
+            fleet.log()
+        );
+        Ok(fleet)
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// Creates repls that serve, free at first.
+    pub(crate) async fn create(&self, repls: &[String]) -> anyhow::Result<()> {
+        let spec = json!({
+            "image": format!("dir:{}", self.image.display()),
+            "command": ["/testserver"],
+            "port": 8000,
+        });
+        for repl in repls {
+            let path = format!("/v1/repls/{repl}");
+            let answer = self
+                .send("localhost", "PUT", &path, &spec.to_string())
+                .await?;
+            ensure!(answer.status == 201, "create {repl}: {}", answer.body);
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        host: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<Answer> {
+        http::send(&self.address, host, method, path, body).await
+    }
+
+    /// One request to a repl, whatever comes of it.
+    pub(crate) async fn try_get(&self, repl: &str) -> anyhow::Result<Answer> {
+        self.send(&format!("{repl}.localhost"), "GET", "/", "")
+            .await
+    }
+
+    /// One request to a repl that must be answered by it.
+    pub(crate) async fn get(&self, repl: &str) -> anyhow::Result<Answer> {
+        let answer = self.try_get(repl).await?;
+        ensure!(
+            answer.status == 200 && answer.body.starts_with("hello from"),
+            "{repl}: {} {}\n{}",
+            answer.status,
+            answer.body,
+            self.log()
+        );
+        Ok(answer)
+    }
+
+    /// One call of the API.
+    pub(crate) async fn api(&self, method: &str, path: &str) -> anyhow::Result<Value> {
+        let answer = self.send("localhost", method, path, "").await?;
+        ensure!(answer.status < 300, "{method} {path}: {}", answer.body);
+        Ok(serde_json::from_str(&answer.body).unwrap_or(Value::Null))
+    }
+
+    /// The host that carries most, and its repls.
+    pub(crate) async fn busiest(&self) -> anyhow::Result<(Value, Vec<String>)> {
+        let hosts = self.api("GET", "/v1/hosts").await?;
+        let hosts = hosts["hosts"].as_array().context("the hosts")?;
+        let busiest = hosts.iter().max_by_key(|host| host["containers"].as_u64());
+        let busiest = busiest.context("a host")?.clone();
+        let repls = self.api("GET", "/v1/repls").await?;
+        let repls = repls["repls"].as_array().context("the repls")?;
+        let carried = repls
+            .iter()
+            .filter(|repl| repl["host"] == busiest["id"])
+            .filter_map(|repl| repl["id"].as_str().map(str::to_owned))
+            .collect();
+        Ok((busiest, carried))
+    }
+
+    /// Memory of the product itself, in bytes of PSS: all processes that run its binary, the containers'
+    /// inits among them.
+    pub(crate) fn product_pss_bytes(&self) -> anyhow::Result<u64> {
+        let binary = std::fs::canonicalize(binaries()?.join("conman"))?;
+        let mut sum_kib = 0;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let is_ours =
+                std::fs::read_link(entry.path().join("exe")).is_ok_and(|program| program == binary);
+            if !is_ours {
+                continue;
+            }
+            let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup"))?;
+            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let kib = pss.and_then(|pss| pss.split_whitespace().next());
+            sum_kib += kib.and_then(|kib| kib.parse::<u64>().ok()).context("PSS")?;
+        }
+        Ok(sum_kib * 1024)
+    }
+
+    /// How many times the witness saw two containers of one repl.
+    pub(crate) fn double_alive(&self) -> usize {
+        let mut directories = vec![self.directory.path().join("witness")];
+        let mut overlaps = 0;
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    directories.push(entry.path());
+                } else if let Ok(text) = std::fs::read_to_string(entry.path()) {
+                    overlaps += text.matches("\"overlap\"").count();
+                }
+            }
+        }
+        overlaps
+    }
+
+    /// Ends the fleet.
+    pub(crate) fn stop(mut self) -> anyhow::Result<Duration> {
+        let began = std::time::Instant::now();
+        kill(self.child.id().into(), libc::SIGTERM)?;
+        let status = self.child.wait()?;
+        ensure!(
+            status.success(),
+            "conman ended with {status}: {}",
+            self.log()
+        );
+        Ok(began.elapsed())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // Only after an error: `stop` has waited already, and a process that is gone cannot be killed.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = kill(self.child.id().into(), libc::SIGTERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Sends a signal to a process of the fleet.
+pub(crate) fn kill(pid: u64, signal: i32) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid)?;
+    // SAFETY: a plain system call without memory; the pid is of a process that this run has started.
+    let result = unsafe { libc::kill(pid, signal) };
+    ensure!(
+        result == 0,
+        "signal {signal} to {pid}: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}
