@@ -78,8 +78,10 @@ struct Search<'a> {
     hint: Option<OwnerHint>,
     /// Hosts that would not take it.
     unwilling: Vec<HostId>,
-    /// The last answer, for the deadline's sentence.
+    /// The last answer that says why, for the deadline's sentence.
     last: Option<NoWay>,
+    /// Who denied what last.
+    denied: Option<(HostId, Option<Epoch>)>,
 }
 
 impl Gateway {
@@ -93,6 +95,7 @@ impl Gateway {
             hint: None,
             unwilling: vec![],
             last: None,
+            denied: None,
         };
         let _parked = self.metrics.park();
         match tokio::time::timeout_at(deadline, search.run(kind)).await {
@@ -210,8 +213,15 @@ impl Search<'_> {
                     "every host carries as many containers as it may",
                 )
             };
-            self.last.get_or_insert_with(|| none.into());
             self.unwilling.clear();
+            // What no host can start now, none will start for being asked again and again.
+            if let Some(last) = self.last.take_if(|last| {
+                let code = last.refusal.code;
+                matches!(code, RefusalCode::StartFailed | RefusalCode::DiskFull)
+            }) {
+                return Err(last);
+            }
+            self.last.get_or_insert_with(|| none.into());
             return Ok(Err(Next::AfterChange(UNREACHABLE_RETRY)));
         };
         match self.attempt(&host, None, kind, changes).await {
@@ -279,19 +289,21 @@ impl Search<'_> {
         if code.side() != Side::Platform {
             return Err(no_way);
         }
-        let was_denied_before = self.last.as_ref().is_some_and(|last| {
-            last.refusal.code == code && last.host == no_way.host && last.epoch == epoch
-        });
+        if code == RefusalCode::NotOwner {
+            self.hint = hint.filter(|hint| hint.host.is_some());
+            // It says where not to look, not what is wrong: an earlier answer may say that.
+            self.last.get_or_insert(no_way);
+            let denial = Some((host, epoch));
+            let was_denied_before = self.denied == denial;
+            self.denied = denial;
+            return Ok(if was_denied_before {
+                Next::AfterChange(DENIED_RETRY)
+            } else {
+                Next::Again
+            });
+        }
         self.last = Some(no_way);
         Ok(match code {
-            RefusalCode::NotOwner => {
-                self.hint = hint.filter(|hint| hint.host.is_some());
-                if was_denied_before {
-                    Next::AfterChange(DENIED_RETRY)
-                } else {
-                    Next::Again
-                }
-            }
             RefusalCode::Draining
             | RefusalCode::NoCapacity
             | RefusalCode::DiskFull

@@ -65,6 +65,7 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
     ] {
         std::fs::create_dir_all(directory)?;
     }
+    make_witness(options)?;
     let cgroups = cgroups(options, mounts)?;
     for controller in cgroups.unlimited() {
         tracing::warn!(
@@ -301,6 +302,14 @@ pub(super) fn witness_plan(directory: Option<&Path>, id: &ContainerId) -> Option
 }
 
 /// A directory that others may not enter: a container's files in it may be set-user-id root.
+/// The keeper opens the witness' files, but makes no directory for them.
+pub(super) fn make_witness(options: &RuntimeOptions) -> io::Result<()> {
+    options
+        .witness
+        .as_ref()
+        .map_or(Ok(()), std::fs::create_dir_all)
+}
+
 pub(super) fn make_private(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(directory)?;

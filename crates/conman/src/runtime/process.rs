@@ -29,7 +29,8 @@ use super::image::check_directory;
 use super::kept::{Kept, Member, PortMap, Record, Walls};
 use super::layout::{Layout, RuntimeOptions};
 use super::native::{
-    base_environment, cannot_prepare, log_plan, make_private, named_in, remove_all, witness_plan,
+    base_environment, cannot_prepare, log_plan, make_private, make_witness, named_in, remove_all,
+    witness_plan,
 };
 use super::{Exit, StartRequest, not_listening};
 
@@ -58,6 +59,7 @@ pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
     for directory in [layout.records(), layout.state.join("logs")] {
         std::fs::create_dir_all(directory)?;
     }
+    make_witness(options)?;
     let process = Process {
         layout,
         witness: options.witness.clone(),

@@ -1,0 +1,179 @@
+//! The whole product on this machine: the real binary, the native runtime, real servers; hosts drained,
+//! stopped and killed under it.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod fleet;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fleet::Fleet;
+use serde_json::{Value, json};
+
+const REPLS: usize = 20;
+
+fn names() -> Vec<String> {
+    (0..REPLS).map(|number| format!("repl-{number}")).collect()
+}
+
+async fn create_all(fleet: &Fleet, repls: &[String]) {
+    let image = fleet::make_image(fleet.directory.path());
+    for repl in repls {
+        let spec = json!({
+            "image": format!("dir:{}", image.display()),
+            "command": ["/testserver"],
+            "port": 8000,
+        });
+        let path = format!("/v1/repls/{repl}");
+        let (status, answer) = fleet.api("PUT", &path, Some(spec.clone())).await;
+        assert_eq!(status, 201, "{answer}");
+        let (status, _) = fleet.api("PUT", &path, Some(spec)).await;
+        assert_eq!(status, 200, "create by name is idempotent");
+    }
+}
+
+/// Which host each repl is on.
+async fn owners(fleet: &Fleet) -> BTreeMap<String, String> {
+    let (_, answer) = fleet.api("GET", "/v1/repls", None).await;
+    let repls = answer["repls"].as_array().or_else(|| answer.as_array());
+    repls
+        .unwrap()
+        .iter()
+        .filter_map(|repl| {
+            let name = repl["id"].as_str()?.to_owned();
+            Some((name, repl["host"].as_str()?.to_owned()))
+        })
+        .collect()
+}
+
+/// A host that carries something.
+async fn busiest(fleet: &Fleet) -> (String, Value) {
+    let mut counts = BTreeMap::new();
+    for host in owners(fleet).await.into_values() {
+        *counts.entry(host).or_insert(0) += 1;
+    }
+    let host = counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .unwrap()
+        .0;
+    let row = fleet.hosts().await.remove(&host).unwrap();
+    (host, row)
+}
+
+/// Every repl answers, over HTTP and WebSocket, from exactly one container each.
+async fn check(fleet: &Fleet, repls: &[String], after: &str) {
+    let slowest = fleet.all_answer(repls).await;
+    eprintln!("{after}: all answered, the slowest after {slowest:?}");
+    for repl in repls {
+        let instance = fleet.echo(repl).await;
+        let hello = fleet.hello(repl).await;
+        assert!(
+            hello.body.contains(&instance),
+            "{repl}: {hello:?} is not {instance}"
+        );
+    }
+    let servers = fleet.servers();
+    for repl in repls {
+        assert_eq!(
+            servers.get(repl),
+            Some(&1),
+            "{after}: {repl} in {servers:?}"
+        );
+    }
+    assert_eq!(fleet.overlaps(), Vec::<String>::new(), "{after}");
+}
+
+async fn all_hosts_are_back(fleet: &Fleet) {
+    fleet
+        .hosts_until(|hosts| {
+            hosts.len() == 3
+                && hosts.values().all(|host| {
+                    host["incarnation"].is_u64()
+                        && host["keeper_pid"].is_u64()
+                        && host["lease_margin_ms"].as_u64() > Some(0)
+                })
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_survives_what_happens_to_its_hosts() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT RUN: the native runtime needs root");
+        return;
+    }
+    let fleet = Fleet::start(&["--hosts", "3", "--runtime", "native"]);
+    let repls = names();
+    create_all(&fleet, &repls).await;
+    check(&fleet, &repls, "first").await;
+
+    // A drain: everything moves, nothing is refused.
+    let (host, _) = busiest(&fleet).await;
+    let (status, report) = fleet
+        .api("POST", &format!("/v1/hosts/{host}/drain?grace=0s"), None)
+        .await;
+    assert_eq!(status, 200, "{report}");
+    check(&fleet, &repls, "after a drain").await;
+    assert!(!owners(&fleet).await.values().any(|owner| *owner == host));
+    let (status, _) = fleet
+        .api("POST", &format!("/v1/hosts/{host}/undrain"), None)
+        .await;
+    assert_eq!(status, 200);
+
+    // A crashed conman: its containers live on, and are adopted.
+    let (host, row) = busiest(&fleet).await;
+    let mut instances = BTreeMap::new();
+    for repl in &repls {
+        instances.insert(repl.clone(), fleet.hello(repl).await.body);
+    }
+    let before = row["conman_pid"].as_i64().unwrap();
+    fleet.signal(before, libc::SIGKILL);
+    fleet
+        .hosts_until(|hosts| {
+            hosts.get(&host).is_some_and(|row| {
+                row["conman_pid"].as_i64().is_some_and(|pid| pid != before)
+                    && row["incarnation"].is_u64()
+            })
+        })
+        .await;
+    check(&fleet, &repls, "after a crashed conman").await;
+    for (repl, instance) in &instances {
+        assert_eq!(
+            fleet.hello(repl).await.body,
+            *instance,
+            "{repl} was restarted"
+        );
+    }
+
+    // A conman that hangs: past the deadline the kernel kills its containers, and others take over.
+    let (host, row) = busiest(&fleet).await;
+    let hung = row["conman_pid"].as_i64().unwrap();
+    fleet.signal(hung, libc::SIGSTOP);
+    let slowest = fleet.all_answer(&repls).await;
+    eprintln!("a hung conman: the last repl answered after {slowest:?}");
+    fleet
+        .hosts_until(|hosts| !hosts.contains_key(&host) || hosts[&host]["incarnation"].is_null())
+        .await;
+    check(&fleet, &repls, "with a hung conman").await;
+    assert!(!owners(&fleet).await.values().any(|owner| *owner == host));
+    fleet.signal(hung, libc::SIGCONT);
+    all_hosts_are_back(&fleet).await;
+
+    // A keeper that is killed takes its containers along at once, and conman frees them.
+    let (_, row) = busiest(&fleet).await;
+    fleet.signal(row["keeper_pid"].as_i64().unwrap(), libc::SIGKILL);
+    let slowest = fleet.all_answer(&repls).await;
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    check(&fleet, &repls, "after a killed keeper").await;
+    all_hosts_are_back(&fleet).await;
+
+    // A host whose processes both die at once.
+    let (_, row) = busiest(&fleet).await;
+    fleet.signal(row["keeper_pid"].as_i64().unwrap(), libc::SIGKILL);
+    fleet.signal(row["conman_pid"].as_i64().unwrap(), libc::SIGKILL);
+    check(&fleet, &repls, "after a lost host").await;
+
+    fleet.stop();
+}
