@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use model::id::{HostId, ReplId, Revision};
+use model::id::{HostId, Incarnation, ReplId, Revision};
 use model::keys::{self, Host, HostState};
 use model::rendezvous::rendezvous;
 use model::store::{Change, StoreError};
@@ -46,6 +46,26 @@ impl Fleet {
 
     pub(super) fn now(&self) -> Hosts {
         self.hosts.borrow().clone()
+    }
+
+    /// Waits until a host's registration has ended: whatever still goes through it goes nowhere, for its
+    /// containers are dead, even when the host itself (stopped, cut off) has closed nothing.
+    pub(super) fn ended(
+        &self,
+        host: HostId,
+        incarnation: Incarnation,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let mut hosts = self.hosts.clone();
+        async move {
+            // An error means that nobody follows the hosts any more: the gateway itself has ended.
+            let _ = hosts
+                .wait_for(|hosts| {
+                    hosts
+                        .get(&host)
+                        .is_none_or(|now| now.incarnation != incarnation)
+                })
+                .await;
+        }
     }
 
     /// What a host said that it carries.

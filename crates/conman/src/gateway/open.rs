@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use model::api::{Refusal, RefusalCode, Side};
-use model::id::{Epoch, HostId, ReplId};
+use model::id::{Epoch, HostId, Incarnation, ReplId};
 use model::keys::{self, Host, Owner};
 use model::wire::node::{NodeRefusal, OpenKind, OpenRequest, OwnerHint};
 use tokio::time::Instant;
@@ -34,6 +34,7 @@ const DENIED_RETRY: Duration = Duration::from_millis(20);
 /// Where a session has got to.
 pub(super) struct Way {
     pub(super) host: HostId,
+    pub(super) incarnation: Incarnation,
     pub(super) opened: Opened,
 }
 
@@ -121,18 +122,17 @@ impl Search<'_> {
         loop {
             let hosts = changes.borrow_and_update().clone();
             let next = match self.place(&hosts).await? {
-                Place::Owner(host, epoch) => {
-                    match self.attempt(&host, Some(epoch), kind, &mut changes).await {
-                        Ok(opened) => {
-                            return Ok(Way {
-                                host: host.id,
-                                opened,
-                            });
-                        }
-                        Err(error) => self.judge(host.id, Some(epoch), error)?,
+                Place::Owner(host, epoch) => match self.attempt(&host, Some(epoch), kind).await {
+                    Ok(opened) => {
+                        return Ok(Way {
+                            host: host.id,
+                            incarnation: host.incarnation,
+                            opened,
+                        });
                     }
-                }
-                Place::Free => match self.claim_somewhere(&hosts, kind, &mut changes).await? {
+                    Err(error) => self.judge(host.id, Some(epoch), error)?,
+                },
+                Place::Free => match self.claim_somewhere(&hosts, kind).await? {
                     Ok(way) => return Ok(way),
                     Err(next) => next,
                 },
@@ -201,7 +201,6 @@ impl Search<'_> {
         &mut self,
         hosts: &Hosts,
         kind: &OpenKind,
-        changes: &mut tokio::sync::watch::Receiver<Hosts>,
     ) -> Result<Result<Way, Next>, NoWay> {
         let chosen = self.gateway.fleet.place(hosts, self.repl, &self.unwilling);
         let Some(host) = chosen else {
@@ -224,9 +223,10 @@ impl Search<'_> {
             self.last.get_or_insert_with(|| none.into());
             return Ok(Err(Next::AfterChange(UNREACHABLE_RETRY)));
         };
-        match self.attempt(&host, None, kind, changes).await {
+        match self.attempt(&host, None, kind).await {
             Ok(opened) => Ok(Ok(Way {
                 host: host.id,
+                incarnation: host.incarnation,
                 opened,
             })),
             Err(error) => self.judge(host.id, None, error).map(Err),
@@ -239,7 +239,6 @@ impl Search<'_> {
         host: &Host,
         epoch: Option<Epoch>,
         kind: &OpenKind,
-        changes: &mut tokio::sync::watch::Receiver<Hosts>,
     ) -> Result<Opened, NodeError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let ask = OpenRequest {
@@ -248,11 +247,6 @@ impl Search<'_> {
             kind: kind.clone(),
             wait_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         };
-        let is_gone = |hosts: &Hosts| {
-            hosts
-                .get(&host.id)
-                .is_none_or(|now| now.incarnation != host.incarnation)
-        };
         tokio::select! {
             answer = node_client::open(host, &ask) => {
                 if let Ok(Opened { load: Some(load), .. }) = &answer {
@@ -260,7 +254,7 @@ impl Search<'_> {
                 }
                 answer
             }
-            _ = changes.wait_for(is_gone) => Err(NodeError::Unreachable(
+            () = self.gateway.fleet.ended(host.id.clone(), host.incarnation) => Err(NodeError::Unreachable(
                 "its registration has ended".to_owned(),
             )),
         }

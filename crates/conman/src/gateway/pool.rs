@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use hyper::client::conn::http1::SendRequest;
-use model::id::{Epoch, HostId, ReplId};
+use model::id::{Epoch, HostId, Incarnation, ReplId};
 use tokio::time::Instant;
 
 /// How long a connection is kept without a request.
@@ -28,6 +28,7 @@ pub(super) struct Server {
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Body>,
     pub(super) host: HostId,
+    pub(super) incarnation: Incarnation,
     pub(super) epoch: Epoch,
 }
 

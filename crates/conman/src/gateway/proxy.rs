@@ -219,14 +219,20 @@ async fn connect(gateway: &Gateway, server: &Server) -> Result<Connection, NoWay
         .handshake(stream)
         .await
         .map_err(|error| broken(error.to_string()))?;
+    let ended = gateway.fleet.ended(way.host.clone(), way.incarnation);
     tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a connection to a container ended");
+        tokio::select! {
+            carried = connection.with_upgrades() => if let Err(error) = carried {
+                tracing::debug!(%error, "a connection to a container ended");
+            },
+            // Dropped with all that is under way on it: who waits for an answer learns that none comes.
+            () = ended => {}
         }
     });
     Ok(Connection {
         sender,
         host: way.host,
+        incarnation: way.incarnation,
         epoch: way.opened.epoch,
     })
 }
@@ -267,7 +273,13 @@ fn finish(
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let container_upgrade = hyper::upgrade::on(&mut answer);
         if let Some(client_upgrade) = client_upgrade {
-            tokio::spawn(join(client_upgrade, container_upgrade));
+            let ended = gateway.fleet.ended(connection.host, connection.incarnation);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = join(client_upgrade, container_upgrade) => {}
+                    () = ended => {}
+                }
+            });
         }
         return answer.map(|_| Body::empty());
     }

@@ -112,11 +112,16 @@ pub(super) async fn serve(
     gateway: Arc<Gateway>,
     repl: ReplId,
     mut size: Size,
-    mut terminal: Terminal,
+    (mut way, mut terminal): (Way, Terminal),
     mut client: WebSocket,
 ) {
     loop {
-        match relay(&mut client, &mut terminal, &mut size).await {
+        let ended = gateway.fleet.ended(way.host.clone(), way.incarnation);
+        let end = tokio::select! {
+            end = relay(&mut client, &mut terminal, &mut size) => end,
+            () = ended => End::Moved,
+        };
+        match end {
             End::Over(frame) => {
                 let frame = frame.map(|frame| ws::CloseFrame {
                     code: frame.code.into(),
@@ -129,8 +134,8 @@ pub(super) async fn serve(
             End::Moved => {
                 let began = Instant::now();
                 match open(&gateway, &repl, size).await {
-                    Ok((way, next)) => {
-                        terminal = next;
+                    Ok(next) => {
+                        (way, terminal) = next;
                         if say_moved(&mut client, &way.host, way.opened.epoch, began)
                             .await
                             .is_err()
