@@ -84,7 +84,7 @@ refusal_codes! {
     ExecTimeout = "exec_timeout", 504, User;
     /// The user's server broke off before it answered.
     UserClosed = "user_closed", 502, User;
-    /// The platform ended the container while it worked on the request, which may or may not have been done.
+    /// The container ended while it worked on the request, which may or may not have been done.
     Interrupted = "interrupted", 503, Platform;
     /// This host is not the owner at that epoch; see the hint.
     NotOwner = "not_owner", 421, Platform;

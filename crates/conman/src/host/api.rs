@@ -191,7 +191,10 @@ async fn open(State(node): State<Node>, mut request: Request) -> Result<Response
         }
         OpenKind::Shell { columns, rows } => {
             let upgrade = upgrade.ok_or_else(need_upgrade)?;
-            let shell = shell::join(&*node.runtime, &live, columns, rows).await?;
+            let shell = match shell::join(&*node.runtime, &live, columns, rows).await {
+                Ok(shell) => shell,
+                Err(refusal) => return Err(session::ending(&live, refusal).await.into()),
+            };
             tokio::spawn(async move {
                 match upgrade.await {
                     Ok(upgraded) => shell.serve(upgraded, live, columns, rows, joined).await,
@@ -227,13 +230,16 @@ async fn exec(
         timeout,
         stdin: asked.stdin.into_bytes(),
     };
-    let output = node.runtime.exec(&live.running.id, exec).await?;
+    let output = match node.runtime.exec(&live.running.id, exec).await {
+        Ok(output) => output,
+        Err(refusal) => return Err(session::ending(&live, refusal).await.into()),
+    };
     let exit_code = match output.exit {
         Exit::Code(code) => code,
         Exit::Signal(signal) => 128 + signal,
         Exit::Unknown => {
             let message = format!("the container of {} ended under the command", asked.repl);
-            return Err(Refusal::new(RefusalCode::NotOwner, message).into());
+            return Err(Refusal::new(RefusalCode::Interrupted, message).into());
         }
     };
     let answer = ExecAnswer {

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use model::api::{Refusal, RefusalCode};
 use model::id::{ContainerId, HostId};
 use model::keys::{self, HostRecord};
+use model::timing::KILL_BOUND;
 use model::wire::node::HandedOff;
 use tokio::net::TcpStream;
 
@@ -79,6 +80,9 @@ pub(super) async fn dial(
         if live.gone.is_cancelled() {
             return Err(ended(live));
         }
+        if refusal.code == RefusalCode::NotRunning {
+            return Err(ending(live, refusal).await);
+        }
         let may_become_ready = refusal.code == RefusalCode::PortNotListening
             && !live.ready.load(Ordering::Relaxed)
             && live.since.elapsed() < port_ready
@@ -92,6 +96,17 @@ pub(super) async fn dial(
         }
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// The runtime knows of a container's end a moment before it is proven: then the session is to look for the next
+/// container, once the proof is there.
+pub(super) async fn ending(live: &Live, refusal: Refusal) -> Refusal {
+    if refusal.code != RefusalCode::NotRunning {
+        return refusal;
+    }
+    // Without a proof in time the session asks again, and waits in the host's machine.
+    let _ = tokio::time::timeout(KILL_BOUND, live.gone.cancelled()).await;
+    Refusal::new(RefusalCode::NotOwner, refusal.message)
 }
 
 /// What a session is told whose container ended before it could be joined: whose doing it was.

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use conman::runtime::RuntimeOptions;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -255,6 +256,14 @@ impl Fleet {
     /// Processes, mounts and cgroups that bear this fleet's directory or its containers' marks.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mark = self.directory.path().to_string_lossy().into_owned();
+        let options = RuntimeOptions {
+            host: "any".parse().unwrap(),
+            state: self.directory.path().join("state"),
+            workspaces: self.directory.path().join("state/workspaces"),
+            keeper_socket: self.directory.path().join("unused"),
+            witness: None,
+        };
+        let cgroups = options.fleet();
         let mut left = vec![];
         for (pid, command, environment) in processes() {
             let is_ours = command.contains(&mark) || environment.contains(&mark);
@@ -271,8 +280,7 @@ impl Fleet {
         );
         for entry in walk(Path::new("/sys/fs/cgroup")) {
             if entry.file_name().is_some_and(|name| name == "cgroup.procs")
-                && entry.to_string_lossy().contains("/conman-")
-                && std::fs::read_to_string(&entry).is_ok_and(|pids| !pids.is_empty())
+                && entry.to_string_lossy().contains(&format!("/{cgroups}/"))
             {
                 left.push(format!("cgroup {}", entry.display()));
             }
