@@ -14,10 +14,13 @@
 
 use std::time::Duration;
 
+use http::Method;
 use model::api::{Refusal, RefusalCode, Side};
 use model::id::{Epoch, HostId, Incarnation, ReplId};
 use model::keys::{self, Host, Owner};
 use model::wire::node::{NodeRefusal, OpenKind, OpenRequest, OwnerHint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::Gateway;
@@ -102,6 +105,19 @@ impl Gateway {
         match tokio::time::timeout_at(deadline, search.run(kind)).await {
             Ok(found) => found,
             Err(_) => Err(search.too_late()),
+        }
+    }
+
+    /// One call of a host, given up when its registration ends: a stopped host answers nothing for ever.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        host: &Host,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, NodeError> {
+        tokio::select! {
+            answer = node_client::call(host, Method::POST, path, body) => answer,
+            () = self.fleet.ended(host.id.clone(), host.incarnation) => Err(ended()),
         }
     }
 
@@ -254,9 +270,7 @@ impl Search<'_> {
                 }
                 answer
             }
-            () = self.gateway.fleet.ended(host.id.clone(), host.incarnation) => Err(NodeError::Unreachable(
-                "its registration has ended".to_owned(),
-            )),
+            () = self.gateway.fleet.ended(host.id.clone(), host.incarnation) => Err(ended()),
         }
     }
 
@@ -329,6 +343,11 @@ impl Search<'_> {
             .into(),
         }
     }
+}
+
+/// What a host says no more.
+fn ended() -> NodeError {
+    NodeError::Unreachable("its registration has ended".to_owned())
 }
 
 /// There is no such repl.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
-use http::Method;
 use model::api::{Refusal, RefusalCode};
 use model::id::HostId;
 use model::keys::{Host, HostState};
@@ -16,8 +15,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{Answer, GraceQuery, HostPath, Id, Shared, query};
+use crate::gateway::Gateway;
 use crate::gateway::document::DrainReportSchema;
-use crate::gateway::{Gateway, node_client};
 
 /// An operator's drain gives programs this long to end by themselves.
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
@@ -125,7 +124,7 @@ impl Gateway {
         body: Option<&impl Serialize>,
     ) -> Answer<T> {
         let host = self.host(id)?;
-        node_client::call(&host, Method::POST, path, body)
+        self.ask(&host, path, body)
             .await
             .map_err(|error| error.into_refusal(id).into())
     }

@@ -177,8 +177,7 @@ impl Gateway {
                     epoch: owner.epoch,
                     grace_ms,
                 };
-                let stopped =
-                    node_client::call::<Value>(&host, Method::POST, "/node/v1/stop", Some(&ask));
+                let stopped = self.ask::<Value>(&host, "/node/v1/stop", Some(&ask));
                 match stopped.await {
                     Ok(_) => return Ok(()),
                     // It has moved, or its host is on its way out or back: look again when that has happened.

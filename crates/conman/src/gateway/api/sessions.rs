@@ -1,6 +1,6 @@
 //! Into a repl's container: commands, output, the shared terminal.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -19,6 +19,7 @@ use super::{Answer, Id, ReplPath, Shared, query};
 use crate::gateway::document::ExecAnswerSchema;
 use crate::gateway::error::Json;
 use crate::gateway::node_client;
+use crate::gateway::open::NoWay;
 use crate::gateway::proxy::Session;
 use crate::gateway::shell::{self, Size};
 
@@ -56,30 +57,45 @@ pub(in crate::gateway) async fn exec(
     }
     let default_ms = u64::try_from(EXEC_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
     let session = Session::begin(&gateway, id.clone());
-    let way = match gateway.open(&id, &OpenKind::Start).await {
-        Ok(way) => way,
-        Err(no_way) => {
-            session.refused(&no_way);
-            return Err(no_way.into());
-        }
-    };
-    session.opened(way.host.clone(), way.opened.epoch);
-    let hosts = gateway.fleet.now();
-    let host = hosts.get(&way.host).ok_or_else(|| {
-        let message = format!("{} has just gone", way.host);
-        Refusal::new(RefusalCode::HostUnreachable, message)
-    })?;
-    let ask = ExecRequest {
+    let mut ask = ExecRequest {
         repl: id,
-        epoch: Some(way.opened.epoch),
+        epoch: None,
         command: body.command,
         stdin: body.stdin,
         timeout_ms: body.timeout_ms.unwrap_or(default_ms),
     };
-    let answer: ExecAnswer = node_client::call(host, Method::POST, "/node/v1/exec", Some(&ask))
-        .await
-        .map_err(|error| error.into_refusal(&way.host))?;
-    Ok(axum::Json(answer).into_response())
+    let deadline = Instant::now() + gateway.config.park;
+    loop {
+        let way = match gateway.open(&ask.repl, &OpenKind::Start).await {
+            Ok(way) => way,
+            Err(no_way) => {
+                session.refused(&no_way);
+                return Err(no_way.into());
+            }
+        };
+        ask.epoch = Some(way.opened.epoch);
+        let Some(host) = gateway.fleet.now().get(&way.host).cloned() else {
+            continue;
+        };
+        let answered = gateway.ask::<ExecAnswer>(&host, "/node/v1/exec", Some(&ask));
+        let error = match answered.await {
+            Ok(answer) => {
+                session.opened(way.host, way.opened.epoch);
+                return Ok(axum::Json(answer).into_response());
+            }
+            Err(error) => error,
+        };
+        let no_way = NoWay {
+            refusal: error.into_refusal(&way.host),
+            host: Some(way.host),
+            epoch: Some(way.opened.epoch),
+        };
+        // Not the owner: the container ended before the command began. Its next one is asked.
+        if no_way.refusal.code != RefusalCode::NotOwner || Instant::now() >= deadline {
+            session.refused(&no_way);
+            return Err(no_way.into());
+        }
+    }
 }
 
 /// How a container's output is read.
@@ -141,6 +157,6 @@ pub(in crate::gateway) async fn open_shell(
         let message = format!("a shell is a WebSocket: {error}");
         Refusal::new(RefusalCode::BadRequest, message)
     })?;
-    let (_, terminal) = shell::open(&gateway, &id, size).await?;
+    let terminal = shell::open(&gateway, &id, size).await?;
     Ok(upgrade.on_upgrade(move |client| shell::serve(gateway, id, size, terminal, client)))
 }
