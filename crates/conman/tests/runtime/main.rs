@@ -7,6 +7,7 @@
 mod contract;
 mod keeper_process;
 mod leftovers;
+mod measure;
 mod native;
 mod world;
 
