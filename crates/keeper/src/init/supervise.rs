@@ -68,9 +68,12 @@ impl<'a> Supervisor<'a> {
             if ready.control {
                 self.take_command();
             }
-            // From the last: removing one does not move those before it.
-            for index in ready.execs.into_iter().rev() {
-                if self.execs[index].listen() == Channel::Closed {
+            for pid in ready.execs {
+                // One that was reaped just now is not there any more.
+                let found = self.execs.iter().position(|exec| exec.pid == pid);
+                if let Some(index) = found
+                    && self.execs[index].listen() == Channel::Closed
+                {
                     self.execs.remove(index);
                 }
             }
@@ -102,8 +105,12 @@ impl<'a> Supervisor<'a> {
             signals: is_ready(1),
             output: output.is_some_and(is_ready),
             control: control.is_some_and(is_ready),
-            execs: (0..self.execs.len())
-                .filter(|index| is_ready(execs_first + index))
+            execs: self
+                .execs
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| is_ready(execs_first + index))
+                .map(|(_, exec)| exec.pid)
                 .collect(),
         }
     }
@@ -174,5 +181,6 @@ struct Ready {
     signals: bool,
     output: bool,
     control: bool,
-    execs: Vec<usize>,
+    /// By their PIDs: their places change as others end.
+    execs: Vec<i32>,
 }
