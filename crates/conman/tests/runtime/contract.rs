@@ -186,6 +186,21 @@ pub async fn shell_ends_with_its_container(world: &mut World) {
     assert_eq!(exit.unwrap().unwrap(), KILLED);
 }
 
+pub async fn lives_through_shells_that_are_dropped(world: &mut World) {
+    let id = world.start_sleeper("a").await;
+    // The ends of some shells, and the let-go of others, meet in the container's init.
+    for _ in 0..50 {
+        let first = world.runtime.shell(&id, 80, 24).await.unwrap();
+        let second = world.runtime.shell(&id, 80, 24).await.unwrap();
+        drop(first);
+        drop(second);
+        let (one, other) = tokio::join!(world.exec(&id, &["true"]), world.exec(&id, &["false"]));
+        assert_eq!(one.unwrap().exit, Exit::Code(0));
+        assert_eq!(other.unwrap().exit, Exit::Code(1));
+    }
+    assert_eq!(world.kill(&id).await, KILLED);
+}
+
 pub async fn is_dialed(world: &mut World) {
     let id = world.start("a", ECHO_SERVER).await;
     let mut stream = dial_ready(world, &id).await;

@@ -1,6 +1,6 @@
-//! A real keeper, in a process of its own.
+//! A real keeper: `conman keeper`, in a process of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal};
@@ -8,22 +8,12 @@ use rustix::process::{Pid, Signal};
 /// A keeper that is killed when it is dropped.
 pub struct KeeperProcess(Child);
 
-/// Beside this test program's directory, where Cargo builds it for the whole workspace.
-fn program() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    let program = this.ancestors().nth(2).unwrap().join("conman-keeper");
-    assert!(program.exists(), "build it first: cargo build -p keeper");
-    program
-}
-
 impl KeeperProcess {
     pub fn start(socket: &Path, native: bool) -> Self {
-        let mut command = Command::new(program());
-        command.arg(socket).arg("h1").stdin(Stdio::null());
-        if native {
-            command.arg(keeper::UID_BASE_DEFAULT.to_string());
-        }
-        Self(command.spawn().unwrap())
+        let runtime = if native { "native" } else { "process" };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conman"));
+        command.args(["keeper", "--host", "h1", "--runtime", runtime, "--socket"]);
+        Self(command.arg(socket).stdin(Stdio::null()).spawn().unwrap())
     }
 
     pub fn pid(&self) -> u32 {

@@ -45,6 +45,7 @@ contract! { all
     exec_that_takes_too_long_is_killed,
     has_a_shell_that_is_resized,
     shell_ends_with_its_container,
+    lives_through_shells_that_are_dropped,
     is_dialed,
     nobody_listens,
     command_is_missing,

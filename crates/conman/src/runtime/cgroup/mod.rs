@@ -73,7 +73,7 @@ impl Cgroups {
             host: host.clone(),
         };
         for directory in cgroups.host_directories() {
-            std::fs::create_dir_all(directory)?;
+            make_all(&directory)?;
         }
         if let Some(root) = cgroups.mounts.v2.clone() {
             let offered = words(&root.join("cgroup.controllers"))?;
@@ -446,6 +446,19 @@ fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// With the directories above it. Another host that ends may take the fleet's empty one away in between.
+fn make_all(directory: &Path) -> io::Result<()> {
+    let mut tries_left = 10;
+    loop {
+        match std::fs::create_dir_all(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries_left > 0 => {
+                tries_left -= 1;
+            }
+            other => return other.map_err(|error| named(error, directory)),
+        }
+    }
 }
 
 fn make(directory: &Path) -> io::Result<()> {
