@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
         let entity = again.map_or_else(|| random.below(entities), |(_, entity)| entity);
         let down = &mut down_until[entity as usize];
         let dice = random.below(1_000_000);
-        if *down < time_ns && dice < 1_700 {
+        if *down < time_ns && dice < 1_550 {
             // Down for 2 s to 2 min, one in 500 for an hour or two.
             let down_s = if random.below(500) == 0 {
                 3_600 + random.below(3_600)
