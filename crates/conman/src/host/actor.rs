@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::api::{ContainerState, Refusal, RefusalCode};
 use model::host::container::{Target, Ticket};
-use model::host::{Answer, Effect, Event, Host};
+use model::host::{Answer, Death, Effect, Event, Host};
 use model::id::{ContainerId, Epoch, Incarnation, ReplId};
 use model::time::BootTime;
 use model::wire::node::{ContainerStatus, HandedOff, HostStatus, NodeEvent, NodeRefusal};
@@ -17,7 +17,7 @@ use super::effects::Effects;
 use super::live::LiveMap;
 use super::{Config, HostMetrics};
 use crate::clock;
-use crate::runtime::{Runtime, RuntimeEvent};
+use crate::runtime::{Exit, Runtime, RuntimeEvent};
 use crate::store::Store;
 
 /// How many changes a slow follower of the events may lag before it is sent everything anew.
@@ -195,8 +195,12 @@ impl Actor {
                     self.metrics
                         .kill(super::metrics::KillPhase::Dead, now.since(killed));
                 }
-                self.handle.live.remove(&id);
-                self.step(Event::Dead { id });
+                self.handle.live.remove(&id, exit);
+                let death = match exit {
+                    Exit::Unknown => Death::WithKeeper,
+                    Exit::Code(_) | Exit::Signal(_) => Death::Program,
+                };
+                self.step(Event::Dead { id, death });
             }
             RuntimeEvent::KeeperLost => {
                 tracing::warn!("the keeper is gone, and with it every container of this host");

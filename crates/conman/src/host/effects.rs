@@ -1,6 +1,6 @@
 //! The effects of the host's machine, each a task of its own that reports back as an event.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use model::api::{Refusal, RefusalCode};
@@ -154,6 +154,7 @@ impl Effects {
             since: Instant::now(),
             started_at: jiff::Timestamp::now().to_string(),
             killed: CancellationToken::new(),
+            exit: OnceLock::new(),
             gone: CancellationToken::new(),
             ready: false.into(),
             shell: tokio::sync::Mutex::default(),

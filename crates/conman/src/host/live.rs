@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use model::id::ContainerId;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::shell::SharedShell;
-use crate::runtime::Running;
+use crate::runtime::{Exit, Running};
 
 /// One container that runs.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) struct Live {
     pub(super) started_at: String,
     /// Cancelled when the platform kills it: what is told apart from its own end.
     pub(super) killed: CancellationToken,
+    /// How it ended, once that is known.
+    pub(super) exit: OnceLock<Exit>,
     /// Cancelled when it is proven dead.
     pub(super) gone: CancellationToken,
     /// Whether its port has accepted a connection: from then on, a refusal is the user's own.
@@ -75,9 +77,11 @@ impl LiveMap {
             .cloned()
     }
 
-    pub(super) fn remove(&self, id: &ContainerId) {
+    pub(super) fn remove(&self, id: &ContainerId, exit: Exit) {
         let mut map = self.lock();
         if let Some(live) = map.remove(id) {
+            // Whoever is woken by its end may ask how it ended.
+            live.exit.get_or_init(|| exit);
             live.gone.cancel();
         } else {
             self.dead_early().insert(id.clone());

@@ -21,7 +21,7 @@ use super::actor::Input;
 use super::live::Live;
 use super::ownership::decode;
 use crate::node::Address;
-use crate::runtime::Runtime;
+use crate::runtime::{Exit, Runtime};
 use crate::store::Store;
 
 /// Counts as a session of a container for as long as it lives.
@@ -83,8 +83,17 @@ pub(super) async fn dial(
         if refusal.code == RefusalCode::NotRunning {
             return Err(ending(live, refusal).await);
         }
+        if refusal.code == RefusalCode::PortNotListening && live.ready.load(Ordering::Relaxed) {
+            // Its server listened before. Either the user's program has closed the port, or the whole
+            // container is dying and its death is not proven yet: that is known within the kernel's bound.
+            return Err(
+                match tokio::time::timeout(KILL_BOUND, live.gone.cancelled()).await {
+                    Ok(()) => ended(live),
+                    Err(_) => refusal,
+                },
+            );
+        }
         let may_become_ready = refusal.code == RefusalCode::PortNotListening
-            && !live.ready.load(Ordering::Relaxed)
             && live.since.elapsed() < port_ready
             && began.elapsed() < wait;
         if !may_become_ready {
@@ -112,8 +121,11 @@ pub(super) async fn ending(live: &Live, refusal: Refusal) -> Refusal {
 /// What a session is told whose container ended before it could be joined: whose doing it was.
 fn ended(live: &Live) -> Refusal {
     let repl = &live.running.id.repl;
-    if live.killed.is_cancelled() {
-        Refusal::new(RefusalCode::NotOwner, format!("{repl} has moved"))
+    let served = live.ready.load(Ordering::Relaxed);
+    let was_taken = live.killed.is_cancelled() || live.exit.get() == Some(&Exit::Unknown);
+    if served || was_taken {
+        let message = format!("the container of {repl} has just ended");
+        Refusal::new(RefusalCode::NotOwner, message)
     } else {
         Refusal::new(
             RefusalCode::ExitedAtOnce,

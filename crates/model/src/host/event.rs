@@ -23,6 +23,15 @@ pub enum Ownership {
     Failed(Refusal),
 }
 
+/// What a container died of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// Its program was seen to end, by itself or by a signal.
+    Program,
+    /// Nobody saw it: the keeper died, and took it along.
+    WithKeeper,
+}
+
 /// One of this host's claims as the store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
@@ -128,6 +137,8 @@ pub enum Event {
     Dead {
         /// Which.
         id: ContainerId,
+        /// Of what, as far as anybody saw.
+        death: Death,
     },
     /// The repl is free in the store, or no longer this host's.
     Released {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use self::container::{After, Container, Phase, Stop, Ticket};
 use self::drain::Drain;
-pub use self::event::{Answer, Claim, Effect, Event, Ownership};
+pub use self::event::{Answer, Claim, Death, Effect, Event, Ownership};
 use self::refusal::{exited_at_once, fenced};
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{Lease, LeaseEffect, LeaseEvent};
@@ -153,10 +153,13 @@ impl Host {
             Event::Claimed { repl, ownership } => self.claimed(repl, ownership, now, out),
             Event::Started { id, idle_timeout } => self.started(id, idle_timeout, now, out),
             Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, now, out),
-            Event::Dead { id } => {
+            Event::Dead { id, death } => {
                 if let Some(container) = self.container(&id) {
                     // Nobody but its own program has ended it: starting it again would change nothing.
-                    if container.phase == Phase::Starting && container.stop.is_none() {
+                    if container.phase == Phase::Starting
+                        && container.stop.is_none()
+                        && death == Death::Program
+                    {
                         refuse_all(&mut container.waiting, &exited_at_once(&id.repl), out);
                     }
                     out.push(Effect::Cleanup { id: id.clone() });

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::host::container::Target;
-use model::host::{Claim, Effect, Event, Host, Ownership};
+use model::host::{Claim, Death, Effect, Event, Host, Ownership};
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId, Revision};
 use model::keys::{self, HostRecord, HostState, OwnerRecord};
 use model::lease::{LeaseEffect, LeaseEvent};
@@ -195,7 +195,10 @@ impl World {
 
     fn kill(&mut self, node: usize, id: &ContainerId) {
         if self.nodes[node].alive.remove(id).is_some() {
-            let dead = Event::Dead { id: id.clone() };
+            let dead = Event::Dead {
+                id: id.clone(),
+                death: Death::Program,
+            };
             self.nodes[node].pending.push(Pending::Tell(dead));
         }
     }
