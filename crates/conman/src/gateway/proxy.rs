@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A request that was never sent is sent again, always. One that was sent and got no answer is sent again only
-//! if it may be (GET, HEAD, OPTIONS without a body), and once: its container has most likely just been moved.
+//! if it may be (GET, HEAD, OPTIONS without a body), and once over a new connection: its container has most likely
+//! just been moved.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -146,9 +147,9 @@ async fn carry(
     } = prepare(request, client);
     let mut pooled = gateway.pool.take(server);
     loop {
-        let mut connection = match pooled.take() {
-            Some(connection) => connection,
-            None => connect(gateway, server).await?,
+        let (mut connection, was_kept) = match pooled.take() {
+            Some(connection) => (connection, true),
+            None => (connect(gateway, server).await?, false),
         };
         let (host, epoch) = (connection.host.clone(), connection.epoch);
         match connection.sender.try_send_request(request).await {
@@ -162,7 +163,11 @@ async fn carry(
                         again = parts;
                         unsent
                     }
-                    (None, Some(parts)) => Request::from_parts(parts, Body::empty()),
+                    (None, Some(parts)) => {
+                        // A kept connection that breaks says nothing of the server: that does not count.
+                        again = was_kept.then(|| parts.clone());
+                        Request::from_parts(parts, Body::empty())
+                    }
                     (None, None) => {
                         let why = error.error().to_string();
                         return Err(broken_off(gateway, &server.repl, host, epoch, &why).await);
