@@ -36,3 +36,11 @@ setup-test:
 .PHONY: doctor
 doctor: release ## what this machine offers, and what each missing thing costs
 	target/release/conman doctor
+
+.PHONY: bench
+bench: ## what a user waits for, beside docker run; figures in target/figures/bench.json
+	scripts/bench
+
+.PHONY: bench-stuck
+bench-stuck: ## the stuck report beside DuckDB, jq, mtail, grep and wc
+	scripts/bench-stuck
