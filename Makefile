@@ -20,7 +20,7 @@ release: ## build conman
 
 .PHONY: test
 test: lint ## everything that a change must pass
-	cargo nextest run --workspace --locked
+	scripts/docker-engine run cargo nextest run --workspace --locked
 
 .PHONY: lint
 lint: setup-test ## layout, lints, documentation, dependencies
