@@ -7,9 +7,9 @@
 //! /s/<repl>  Spec
 //! ```
 //!
-//! Every write of the protocol is one of the functions below, and nothing else writes these keys. A
-//! repl is *free* when `/r/` is absent or names an incarnation that is no longer the one in `/h/`:
-//! deleting one host key frees all of its repls at once.
+//! Every write of the protocol is one of the functions below or [`crate::departure::transaction`] (release and
+//! hand-off), and nothing else writes these keys. A repl is *free*
+//! when `/r/` is absent or names an incarnation that is no longer the one in `/h/`: deleting one host key frees all of its repls at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -249,45 +249,22 @@ pub fn claim(
     }
 }
 
-/// Confirm: the repl is mine at this epoch, by a committed compare and not by a read that may be stale.
+/// Confirm: the repls are mine at these epochs, by a committed compare and not by a read that may be stale. My
+/// registration is the first compare, the repls' follow in order. At most
+/// [`crate::departure::TXN_OPERATIONS_MAX`] less one of them.
 /// Beats on the way, for a transaction that writes nothing is only a read.
 pub fn confirm(
-    repl: &ReplId,
-    epoch: Epoch,
+    repls: &[(ReplId, Epoch)],
     me: &HostId,
     mine: Incarnation,
     next_beat: String,
 ) -> Txn {
     let mut txn = renew(me, mine, next_beat);
-    txn.compares
-        .push(equals(owner(repl), Target::Modified, epoch.0));
+    let owned = repls
+        .iter()
+        .map(|(repl, epoch)| equals(owner(repl), Target::Modified, epoch.0));
+    txn.compares.extend(owned);
     txn
-}
-
-/// Release, *after proven death*: `/r/X` at my epoch, then delete it.
-pub fn release(repl: &ReplId, epoch: Epoch) -> Txn {
-    Txn {
-        compares: vec![equals(owner(repl), Target::Modified, epoch.0)],
-        operations: vec![Operation::Delete { key: owner(repl) }],
-    }
-}
-
-/// Hand off, *after proven death*: `/r/X` at my epoch and the target's registration as read; then
-/// put `/r/X` for the target.
-pub fn hand_off(
-    repl: &ReplId,
-    epoch: Epoch,
-    target: &HostId,
-    target_incarnation: Incarnation,
-    record: String,
-) -> Txn {
-    Txn {
-        compares: vec![
-            equals(owner(repl), Target::Modified, epoch.0),
-            equals(host(target), Target::Create, target_incarnation.0),
-        ],
-        operations: vec![put(owner(repl), record)],
-    }
 }
 
 /// Steal a silent host: its beat unchanged since observed and its registration as read; then delete both

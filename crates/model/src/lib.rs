@@ -5,6 +5,7 @@
 //! one (`conman::host`, `conman::gateway`), the simulator and the model checker.
 
 pub mod api;
+pub mod departure;
 pub mod host;
 pub mod id;
 pub mod keys;

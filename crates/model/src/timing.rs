@@ -65,6 +65,19 @@ pub const PORT_READY_MAX: Duration = Duration::from_secs(10);
 /// The default grace of a destroy, from SIGTERM to SIGKILL.
 pub const DESTROY_GRACE: Duration = Duration::from_secs(5);
 
+/// The grace of an operator's drain when nothing is said; a preemption has none.
+pub const OPERATOR_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a drain waits for the store to name targets, and for these to be told and prepared, before it kills
+/// all the same.
+pub const DRAIN_TELL_MAX: Duration = Duration::from_millis(100);
+
+/// What a drain keeps of its budget for deaths, releases and starts elsewhere: no grace reaches into it.
+pub const DRAIN_RESERVE: Duration = Duration::from_secs(5);
+
+/// How long an empty host waits for news that what it handed off runs.
+pub const DRAIN_STARTED_MAX: Duration = Duration::from_secs(3);
+
 /// From the notice of preemption until the machine is gone: what the large clouds give.
 pub const PREEMPTION_NOTICE: Duration = Duration::from_secs(30);
 
@@ -91,3 +104,12 @@ const _: () = assert!(OBSERVE_EVERY.as_millis() * 2 <= FAST.renew.as_millis());
 const _: () = assert!(PARK_MAX.as_millis() > 2 * FAST.steal.as_millis() + 1_000);
 const _: () = assert!(PORT_READY_MAX.as_millis() < PARK_MAX.as_millis());
 const _: () = assert!(DESTROY_GRACE.as_millis() < PREEMPTION_NOTICE.as_millis());
+// The phases of a drain fit into the shortest notice, each with its own end, whichever of them hangs.
+const _: () = assert!(
+    DRAIN_TELL_MAX.as_millis() + OPERATOR_GRACE.as_millis() + DRAIN_RESERVE.as_millis()
+        < PREEMPTION_NOTICE.as_millis()
+);
+const _: () =
+    assert!(KILL_BOUND.as_millis() + DRAIN_STARTED_MAX.as_millis() < DRAIN_RESERVE.as_millis());
+// The keeper stands behind a conman that hangs in the middle of it.
+const _: () = assert!(FAST.hold.as_millis() + KILL_BOUND.as_millis() < DRAIN_RESERVE.as_millis());

@@ -16,7 +16,6 @@ use std::time::Duration;
 use crate::api::ContainerState;
 use crate::id::{Epoch, HostId, Incarnation};
 use crate::time::BootTime;
-use crate::wire::node::DrainRequest;
 
 /// Names one caller that waits for an answer. Drawn by the driver, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,14 +69,6 @@ pub struct Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stop {
     pub(super) grace: Duration,
-}
-
-impl From<&DrainRequest> for Stop {
-    fn from(request: &DrainRequest) -> Self {
-        Self {
-            grace: Duration::from_millis(request.grace_ms),
-        }
-    }
 }
 
 /// One repl on this host.

@@ -87,60 +87,24 @@ impl Host {
     }
 
     /// The container is proven dead or was never started: its repl goes where it shall.
-    pub(super) fn give_up(&mut self, id: ContainerId, now: BootTime, out: &mut Vec<Effect>) {
+    pub(super) fn give_up(&mut self, id: ContainerId, out: &mut Vec<Effect>) {
         let Some(container) = self.container(&id) else {
             return;
         };
+        if container.phase == Phase::Releasing {
+            return;
+        }
         container.phase = Phase::Releasing;
-        let after = container.after.clone();
         out.push(Effect::Changed {
             repl: id.repl.clone(),
         });
-        if let Some(drain) = &mut self.drain {
-            drain.died(now);
-        }
-        match after {
-            After::Release => out.push(Effect::Release { ids: vec![id] }),
-            After::HandOff(target) => out.push(Effect::HandOff {
-                moves: vec![(id, target)],
-            }),
-            After::Abandon => self.gone(&id, None, now, out),
-        }
-    }
-
-    pub(super) fn hand_off_done(
-        &mut self,
-        id: &ContainerId,
-        epoch: Option<Epoch>,
-        now: BootTime,
-        out: &mut Vec<Effect>,
-    ) {
-        let Some(container) = self.container(id) else {
-            return;
-        };
-        match (epoch, container.after.clone()) {
-            (Some(epoch), After::HandOff(target)) => {
-                let hint = OwnerHint {
-                    host: Some(target.host),
-                    epoch,
-                };
-                self.gone(id, Some(hint), now, out);
-            }
-            (None, After::HandOff(_)) => {
-                container.after = After::Release;
-                out.push(Effect::Release {
-                    ids: vec![id.clone()],
-                });
-            }
-            (_, After::Release | After::Abandon) => self.gone(id, None, now, out),
-        }
+        self.leaving.push(id);
     }
 
     pub(super) fn gone(
         &mut self,
         id: &ContainerId,
         hint: Option<OwnerHint>,
-        now: BootTime,
         out: &mut Vec<Effect>,
     ) {
         if self.container(id).is_none() {
@@ -150,7 +114,7 @@ impl Host {
             return;
         };
         if let Some(drain) = &mut self.drain {
-            drain.left(hint.is_some(), now);
+            drain.left(hint.is_some());
         }
         let why = match (&container.after, hint) {
             (After::Abandon, _) => fenced(),

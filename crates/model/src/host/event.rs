@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::container::{Target, Ticket};
 use crate::api::Refusal;
+use crate::departure::Left;
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{LeaseEffect, LeaseEvent};
 use crate::time::BootTime;
-use crate::wire::node::{DrainReport, NodeRefusal, OwnerHint};
+use crate::wire::node::{DrainPhase, DrainReport, NodeRefusal, OwnerHint};
 
 /// What the store said of a repl's owner, confirmed by a committed transaction where it matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,15 @@ pub enum Ownership {
     NotMine(Option<OwnerHint>),
     /// It could not be found out, or the claim cannot be made.
     Failed(Refusal),
+}
+
+/// How fast a host is to be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainOrder {
+    /// From SIGTERM to SIGKILL; cut to what the budget allows.
+    pub grace: Duration,
+    /// From the notice until the host is to be empty; `None` where nothing presses.
+    pub budget: Option<Duration>,
 }
 
 /// What a container died of.
@@ -69,12 +79,10 @@ pub enum Event {
         /// The owner's epoch as the gateway knows it; `None` asks for a claim.
         epoch: Option<Epoch>,
     },
-    /// Another host says that it handed this repl to this one.
+    /// Another host says that it handed these repls to this one.
     HandedOff {
-        /// Which repl.
-        repl: ReplId,
-        /// The new epoch.
-        epoch: Epoch,
+        /// Which, with their new epochs, in the order in which they are to be started.
+        repls: Vec<(ReplId, Epoch)>,
     },
     /// The number of sessions joined to a container changed.
     Sessions {
@@ -98,14 +106,28 @@ pub enum Event {
     Drain {
         /// Who waits for the report.
         ticket: Ticket,
-        /// From SIGTERM to SIGKILL.
-        grace: Duration,
-        /// Who can take the repls over.
-        targets: Vec<Target>,
+        /// How fast.
+        order: DrainOrder,
     },
     /// The host takes repls again.
     Undrain,
-    /// The answer to [`Effect::Ask`].
+    /// The host's record in the store says that it is draining.
+    SaidDraining,
+    /// The answer to [`Effect::ReadTargets`].
+    Targets {
+        /// Who can take repls over.
+        targets: Vec<Target>,
+    },
+    /// The answer to [`Effect::Prepare`]: all have answered, or cannot be reached.
+    Told,
+    /// What heirs have said of repls that were handed off to them.
+    HeardOf {
+        /// Of how many.
+        count: u32,
+        /// How many of these run.
+        started: u32,
+    },
+    /// The answer to [`Effect::Ask`], and to each part of [`Effect::Confirm`].
     Asked {
         /// Which repl.
         repl: ReplId,
@@ -140,17 +162,10 @@ pub enum Event {
         /// Of what, as far as anybody saw.
         death: Death,
     },
-    /// The repl is free in the store, or no longer this host's.
-    Released {
-        /// Which.
-        id: ContainerId,
-    },
-    /// The answer to one part of [`Effect::HandOff`].
-    HandOffDone {
-        /// Which.
-        id: ContainerId,
-        /// The target's epoch; `None` if the target has gone and the repl is still this host's.
-        epoch: Option<Epoch>,
+    /// The answer to [`Effect::Depart`], in any number of parts.
+    Departed {
+        /// Which, and what became of them.
+        departed: Vec<(ContainerId, Left)>,
     },
     /// Time has passed.
     Tick,
@@ -173,6 +188,13 @@ pub enum Effect {
         /// This host's registration.
         incarnation: Incarnation,
     },
+    /// Find out by committed transactions whether these repls are this host's at these epochs.
+    Confirm {
+        /// Which repls.
+        repls: Vec<(ReplId, Epoch)>,
+        /// This host's registration.
+        incarnation: Incarnation,
+    },
     /// Claim the repl if it is free.
     Claim {
         /// Which repl.
@@ -180,7 +202,7 @@ pub enum Effect {
         /// This host's registration.
         incarnation: Incarnation,
     },
-    /// Start the container.
+    /// Start the container. Those of one host are started in the order of these effects.
     Start {
         /// Which.
         id: ContainerId,
@@ -195,20 +217,30 @@ pub enum Effect {
         /// To whom.
         ids: Vec<ContainerId>,
     },
-    /// Release these repls, proven dead, until it has worked or the lease is lost.
-    Release {
-        /// Which.
-        ids: Vec<ContainerId>,
-    },
-    /// Hand these repls, proven dead, to others, and tell them.
-    HandOff {
-        /// Which, and to whom.
-        moves: Vec<(ContainerId, Target)>,
+    /// Give up these repls, proven dead, until it has worked or the lease is lost; and tell each heir what is its
+    /// own, in this order.
+    Depart {
+        /// Which, and to whom; without a target the repl is free.
+        departures: Vec<(ContainerId, Option<Target>)>,
     },
     /// Remove what the dead container left.
     Cleanup {
         /// Which.
         id: ContainerId,
+    },
+    /// Find out who can take repls over.
+    ReadTargets,
+    /// Tell these hosts which repls are about to be theirs, and wait until they have prepared.
+    Prepare {
+        /// Whom, of what.
+        told: Vec<(HostId, Vec<ReplId>)>,
+    },
+    /// A phase of the drain has ended.
+    Reached {
+        /// Which.
+        phase: DrainPhase,
+        /// How long after the notice.
+        after: Duration,
     },
     /// Write into the host's record whether it takes new repls.
     SayDraining {
@@ -241,7 +273,7 @@ pub enum Answer {
     Refused(NodeRefusal),
     /// It has ended, and the repl is given up.
     Stopped,
-    /// The host is empty.
+    /// The host is empty, or its time is over.
     Drained(DrainReport),
 }
 

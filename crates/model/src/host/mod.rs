@@ -6,13 +6,14 @@
 //! a claim are killed. From then on sessions `Open`, which claims, starts and answers.
 //!
 //! **Invariants.** `Start` only for an epoch that a committed transaction gave to this registration.
-//! `Release` and `HandOff` only after `Dead`, or when it was never started. Nothing is opened past
+//! `Depart` only after `Dead`, or when it was never started. Nothing is opened past
 //! the deadline. Each ticket is answered exactly once, unless its repl's wait ends with the process.
 
 pub mod container;
 mod drain;
 mod ending;
 pub mod event;
+mod leaving;
 mod refusal;
 mod session;
 
@@ -21,7 +22,8 @@ use std::time::Duration;
 
 use self::container::{After, Container, Phase, Stop, Ticket};
 use self::drain::Drain;
-pub use self::event::{Answer, Claim, Death, Effect, Event, Ownership};
+use self::leaving::Leaving;
+pub use self::event::{Answer, Claim, Death, DrainOrder, Effect, Event, Ownership};
 use self::refusal::{exited_at_once, fenced};
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{Lease, LeaseEffect, LeaseEvent};
@@ -48,6 +50,7 @@ pub struct Host {
     keeper: Keeper,
     containers: BTreeMap<ReplId, Container>,
     drain: Option<Drain>,
+    leaving: Leaving,
     /// Sessions that came before the host knew what it owns.
     early: Vec<(Ticket, ReplId, Option<Epoch>)>,
 }
@@ -62,6 +65,7 @@ impl Host {
             keeper: Keeper::Absent,
             containers: BTreeMap::new(),
             drain: None,
+            leaving: Leaving::default(),
             early: vec![],
         }
     }
@@ -97,6 +101,7 @@ impl Host {
             .values()
             .filter_map(Container::wakeup)
             .chain(self.lease.wakeup())
+            .chain(self.drain.as_ref().and_then(Drain::wakeup))
             .min()
     }
 
@@ -122,7 +127,7 @@ impl Host {
                 repl,
                 epoch,
             } => self.open(ticket, repl, epoch, now, out),
-            Event::HandedOff { repl, epoch } => self.handed_off(repl, epoch, now, out),
+            Event::HandedOff { repls } => self.handed_off(repls, now, out),
             Event::Sessions { id, count } => {
                 if let Some(container) = self.container(&id)
                     && container.sessions != count
@@ -138,21 +143,16 @@ impl Host {
                 epoch,
                 grace,
             } => self.stop(ticket, repl, epoch, grace, now, out),
-            Event::Drain {
-                ticket,
-                grace,
-                targets,
-            } => self.drain(ticket, grace, targets, now, out),
-            Event::Undrain => {
-                if let Some(drain) = self.drain.take() {
-                    drain.answer(out);
-                    out.push(Effect::SayDraining { draining: false });
-                }
-            }
+            Event::Drain { ticket, order } => self.drain(ticket, order, now, out),
+            Event::Undrain => self.undrain(out),
+            Event::SaidDraining => self.closed(now, out),
+            Event::Targets { targets } => self.choose_heirs(targets, now, out),
+            Event::Told => self.told(now, out),
+            Event::HeardOf { count, started } => self.heard_of(count, started),
             Event::Asked { repl, ownership } => self.asked(repl, ownership, now, out),
             Event::Claimed { repl, ownership } => self.claimed(repl, ownership, now, out),
             Event::Started { id, idle_timeout } => self.started(id, idle_timeout, now, out),
-            Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, now, out),
+            Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, out),
             Event::Dead { id, death } => {
                 if let Some(container) = self.container(&id) {
                     // Nobody but its own program has ended it: starting it again would change nothing.
@@ -163,11 +163,10 @@ impl Host {
                         refuse_all(&mut container.waiting, &exited_at_once(&id.repl), out);
                     }
                     out.push(Effect::Cleanup { id: id.clone() });
-                    self.give_up(id, now, out);
+                    self.give_up(id, out);
                 }
             }
-            Event::Released { id } => self.gone(&id, None, now, out),
-            Event::HandOffDone { id, epoch } => self.hand_off_done(&id, epoch, now, out),
+            Event::Departed { departed } => self.departed(departed, out),
             Event::Tick => self.tick(now, out),
         }
     }
@@ -201,8 +200,9 @@ impl Host {
         }
     }
 
-    /// After each event: a lost lease whose containers are all gone may be joined anew.
+    /// After each event: the dead leave; a lost lease whose containers are all gone may be joined anew.
     fn settle(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        self.send_leaving(out);
         if self.lease.is_fenced() && self.containers.is_empty() {
             self.lease_step(LeaseEvent::Emptied, now, out);
             // The keeper holds nothing of ours any more, whatever it held when it came.
@@ -214,7 +214,7 @@ impl Host {
             // No effect unless the lease is down.
             self.lease_step(LeaseEvent::Join, now, out);
         }
-        self.finish_drain(out);
+        self.settle_drain(now, out);
     }
 
     fn fence(&mut self, out: &mut Vec<Effect>) {
@@ -289,17 +289,13 @@ impl Host {
         if !kill.is_empty() {
             out.push(Effect::Kill { ids: kill });
         }
-        let mut release = vec![];
         for claim in claims {
             // Whatever is in the map has its own way to its end.
             if !self.containers.contains_key(&claim.id.repl) {
                 let container = Container::new(Phase::Releasing, Some(claim.id.epoch), now);
                 self.containers.insert(claim.id.repl.clone(), container);
-                release.push(claim.id.clone());
+                self.leaving.push(claim.id.clone());
             }
-        }
-        if !release.is_empty() {
-            out.push(Effect::Release { ids: release });
         }
         for (ticket, repl, epoch) in std::mem::take(&mut self.early) {
             self.open(ticket, repl, epoch, now, out);

@@ -84,19 +84,25 @@ impl Host {
 
     pub(super) fn handed_off(
         &mut self,
-        repl: ReplId,
-        _epoch: Epoch,
+        repls: Vec<(ReplId, Epoch)>,
         now: BootTime,
         out: &mut Vec<Effect>,
     ) {
-        // A message may be late by any time: only the store says whether the repl is still ours.
+        // A message may be late by any time: only the store says whether the repls are still ours.
         let Some(incarnation) = self.lease.incarnation(now) else {
             return;
         };
-        if self.keeper == Keeper::Matched && !self.containers.contains_key(&repl) {
+        if self.keeper != Keeper::Matched {
+            return;
+        }
+        let mut repls = repls;
+        repls.retain(|(repl, _)| !self.containers.contains_key(repl));
+        for (repl, _) in &repls {
             let container = Container::new(Phase::Asking, None, now);
             self.containers.insert(repl.clone(), container);
-            out.push(Effect::Ask { repl, incarnation });
+        }
+        if !repls.is_empty() {
+            out.push(Effect::Confirm { repls, incarnation });
         }
     }
 
@@ -115,13 +121,13 @@ impl Host {
         }
         let claimers = std::mem::take(&mut container.claimers);
         if matches!(ownership, Ownership::NotMine(_)) {
-            self.owned_or_not(repl.clone(), ownership, now, out);
+            self.owned_or_not(repl.clone(), ownership, out);
             for ticket in claimers {
                 self.open(ticket, repl.clone(), None, now, out);
             }
         } else {
             container.waiting.extend(claimers);
-            self.owned_or_not(repl, ownership, now, out);
+            self.owned_or_not(repl, ownership, out);
         }
     }
 
@@ -133,15 +139,13 @@ impl Host {
         out: &mut Vec<Effect>,
     ) {
         if self.phase(&repl) == Some(Phase::Claiming) {
-            self.owned_or_not(repl, ownership, now, out);
+            self.owned_or_not(repl, ownership, out);
         } else if let Ownership::Mine { epoch } = ownership {
             // The wish is gone, the claim came through: it was never started, so it may be released.
             if !self.containers.contains_key(&repl) && self.lease.incarnation(now).is_some() {
                 let container = Container::new(Phase::Releasing, Some(epoch), now);
                 self.containers.insert(repl.clone(), container);
-                out.push(Effect::Release {
-                    ids: vec![ContainerId { repl, epoch }],
-                });
+                self.leaving.push(ContainerId { repl, epoch });
             }
         }
     }
@@ -150,7 +154,6 @@ impl Host {
         &mut self,
         repl: ReplId,
         ownership: Ownership,
-        now: BootTime,
         out: &mut Vec<Effect>,
     ) {
         let epoch = match ownership {
@@ -177,7 +180,7 @@ impl Host {
             container.after = after;
         }
         if container.stop.is_some() || container.after != After::Release {
-            return self.give_up(id, now, out);
+            return self.give_up(id, out);
         }
         container.phase = Phase::Starting;
         out.push(Effect::Changed { repl });
@@ -225,7 +228,6 @@ impl Host {
         &mut self,
         id: &ContainerId,
         refusal: Refusal,
-        now: BootTime,
         out: &mut Vec<Effect>,
     ) {
         if let Some(container) = self.container(id) {
@@ -233,9 +235,12 @@ impl Host {
                 refusal,
                 hint: None,
             };
-            refuse_all(&mut container.waiting, &why, out);
+            // Whoever waits for one that the platform has ended is told where it goes, when that is known.
+            if container.stop.is_none() {
+                refuse_all(&mut container.waiting, &why, out);
+            }
             out.push(Effect::Cleanup { id: id.clone() });
-            self.give_up(id.clone(), now, out);
+            self.give_up(id.clone(), out);
         }
     }
 }

@@ -6,8 +6,9 @@
 //! POST /node/v1/exec        ExecRequest   -> 200 ExecAnswer | Refusal
 //! GET  /node/v1/logs/{repl}?follow=       -> 200 bytes      | Refusal
 //! POST /node/v1/stop        StopRequest   -> 200 after proven death and release | Refusal
-//! POST /node/v1/handed-off  HandedOff     -> 202: start these now, they are yours
-//! POST /node/v1/drain       DrainRequest  -> 200 DrainReport, after the last release
+//! POST /node/v1/prepare     Prepare       -> 200, when what can be done ahead of these is done
+//! POST /node/v1/handed-off  HandedOff     -> 200 HandedOffAnswer, when each of them runs or will not
+//! POST /node/v1/drain       DrainRequest  -> 200 DrainReport, when it is over
 //! POST /node/v1/undrain                   -> 200
 //! GET  /node/v1/status                    -> 200 HostStatus
 //! GET  /node/v1/events                    -> 200 NDJSON of NodeEvent without end: first all there is, then changes
@@ -103,35 +104,122 @@ pub struct StopRequest {
     pub grace_ms: u64,
 }
 
+/// Tells a host which repls are about to be handed off to it. A promise of nothing: it may start to prepare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// The repls, those with connected users first.
+    pub repls: Vec<ReplId>,
+}
+
 /// Tells a host which repls have been handed off to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandedOff {
-    /// The repls with their new epochs, those with connected users first.
+    /// The repls with their new epochs, those with connected users first: they are started in this order.
     pub repls: Vec<(ReplId, Epoch)>,
 }
 
-/// Empties a host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DrainRequest {
-    /// From SIGTERM to SIGKILL, in milliseconds; zero kills at once.
-    pub grace_ms: u64,
+/// What became of repls that were handed off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOffAnswer {
+    /// How many of them run.
+    pub started: u32,
 }
 
-/// What a drain did, each phase's time in milliseconds from the notice.
+/// Why a host is emptied: what decides its defaults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainCause {
+    /// Somebody wants it empty.
+    #[default]
+    Operator,
+    /// The machine is about to be gone.
+    Preemption,
+}
+
+/// Empties a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// Why.
+    #[serde(default)]
+    pub cause: DrainCause,
+    /// From SIGTERM to SIGKILL, in milliseconds; zero kills at once. What the host is configured to without it.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
+    /// The time from the notice until the host is to be empty, in milliseconds.
+    #[serde(default)]
+    pub budget_ms: Option<u64>,
+}
+
+/// The phases of a drain, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainPhase {
+    /// The store says that nothing new is taken; the host itself has taken nothing since the notice.
+    Closed,
+    /// The targets are told what is coming.
+    Told,
+    /// The last signal is sent.
+    Sent,
+    /// The last container is proven dead.
+    Dead,
+    /// The last repl is free or handed off in the store.
+    Released,
+    /// What was handed off runs again.
+    Started,
+}
+
+impl DrainPhase {
+    /// As it is written in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DrainPhase::Closed => "closed",
+            DrainPhase::Told => "told",
+            DrainPhase::Sent => "sent",
+            DrainPhase::Dead => "dead",
+            DrainPhase::Released => "released",
+            DrainPhase::Started => "started",
+        }
+    }
+}
+
+/// What a drain did, the end of each phase in milliseconds from the notice. A phase without a time did not end
+/// in time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DrainReport {
     /// How many containers there were.
     pub containers: u32,
     /// How many of them were handed to another host.
     pub handed_off: u32,
-    /// When nothing new was taken any more.
-    pub closed_ms: f64,
-    /// When the last kill was sent.
-    pub sent_ms: f64,
-    /// When the last container was proven dead.
-    pub dead_ms: f64,
-    /// When the last repl was free or handed off in the store.
-    pub released_ms: f64,
+    /// How many of those are known to run there.
+    pub started: u32,
+    /// How many were still here when the report was due.
+    pub unfinished: u32,
+    /// [`DrainPhase::Closed`].
+    pub closed_ms: Option<f64>,
+    /// [`DrainPhase::Told`].
+    pub told_ms: Option<f64>,
+    /// [`DrainPhase::Sent`].
+    pub sent_ms: Option<f64>,
+    /// [`DrainPhase::Dead`].
+    pub dead_ms: Option<f64>,
+    /// [`DrainPhase::Released`].
+    pub released_ms: Option<f64>,
+    /// [`DrainPhase::Started`].
+    pub started_ms: Option<f64>,
+}
+
+impl DrainReport {
+    /// Where the end of a phase is written.
+    pub fn end_of(&mut self, phase: DrainPhase) -> &mut Option<f64> {
+        match phase {
+            DrainPhase::Closed => &mut self.closed_ms,
+            DrainPhase::Told => &mut self.told_ms,
+            DrainPhase::Sent => &mut self.sent_ms,
+            DrainPhase::Dead => &mut self.dead_ms,
+            DrainPhase::Released => &mut self.released_ms,
+            DrainPhase::Started => &mut self.started_ms,
+        }
+    }
 }
 
 /// One container, as its host sees it.

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use model::departure::{self, Departure, Heir, Left};
 use model::host::container::Target;
-use model::host::{Claim, Death, Effect, Event, Host, Ownership};
+use model::host::{Claim, Death, DrainOrder, Effect, Event, Host, Ownership};
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId, Revision};
 use model::keys::{self, HostRecord, HostState, OwnerRecord};
 use model::lease::{LeaseEffect, LeaseEvent};
@@ -120,7 +121,7 @@ pub(crate) enum Action {
     Lose(u8, u8),
     Open(u8, u8, bool),
     Stop(u8, u8, u16),
-    Drain(u8),
+    Drain(u8, u16),
     Undrain(u8),
     Pause(u8),
     Resume(u8),
@@ -187,7 +188,10 @@ impl World {
             match effect {
                 // These are between conman, its callers and the kernel of one machine: never late.
                 Effect::Kill { ids } => ids.iter().for_each(|id| self.kill(node, id)),
-                Effect::Answer { .. } | Effect::Changed { .. } | Effect::Cleanup { .. } => {}
+                Effect::Answer { .. }
+                | Effect::Changed { .. }
+                | Effect::Cleanup { .. }
+                | Effect::Reached { .. } => {}
                 other => self.nodes[node].pending.push(Pending::Do(other, now)),
             }
         }
@@ -321,31 +325,86 @@ impl World {
                 let ownership = self.claim(&me, &repl, incarnation, beat, staleness);
                 vec![Event::Claimed { repl, ownership }]
             }
+            Effect::Confirm { repls, incarnation } => self.confirm(&me, &repls, incarnation, beat),
             Effect::Start { id } => vec![self.start(node, id)],
-            Effect::Release { ids } => ids
-                .into_iter()
-                .map(|id| {
-                    self.store.commit(&keys::release(&id.repl, id.epoch));
-                    Event::Released { id }
-                })
-                .collect(),
-            Effect::HandOff { moves } => moves
-                .into_iter()
-                .map(|(id, target)| {
-                    let record = owner_record(&target.host, target.incarnation);
-                    let (host, incarnation) = (&target.host, target.incarnation);
-                    let txn = keys::hand_off(&id.repl, id.epoch, host, incarnation, record);
-                    let epoch = self.store.commit(&txn).map(|revision| Epoch(revision.0));
-                    if let (Some(epoch), Some(target)) = (epoch, self.find(&target.host)) {
-                        let repl = id.repl.clone();
-                        let told = Event::HandedOff { repl, epoch };
-                        self.nodes[target].pending.push(Pending::Tell(told));
-                    }
-                    Event::HandOffDone { id, epoch }
-                })
-                .collect(),
-            Effect::SayDraining { .. } | Effect::Terminate { .. } => vec![],
+            Effect::Depart { departures } => self.depart(departures),
+            Effect::ReadTargets => vec![Event::Targets {
+                targets: self.targets(node),
+            }],
+            Effect::Prepare { .. } => vec![Event::Told],
+            Effect::SayDraining { .. } => vec![Event::SaidDraining],
+            Effect::Terminate { .. } => vec![],
             other => unreachable!("{other:?} is done at once"),
+        }
+    }
+
+    fn confirm(
+        &mut self,
+        me: &HostId,
+        repls: &[(ReplId, Epoch)],
+        mine: Incarnation,
+        beat: String,
+    ) -> Vec<Event> {
+        let txn = keys::confirm(repls, me, mine, beat);
+        let registered = self.store.holds(&txn.compares[0]);
+        let mut asked = vec![];
+        for ((repl, epoch), compare) in repls.iter().zip(&txn.compares[1..]) {
+            let ownership = match registered && self.store.holds(compare) {
+                true => Ownership::Mine { epoch: *epoch },
+                false => Ownership::NotMine(None),
+            };
+            let repl = repl.clone();
+            asked.push(Event::Asked { repl, ownership });
+        }
+        self.store.commit(&txn);
+        asked
+    }
+
+    /// As the driver does it: batches, and those that were rejected for another's sake again.
+    fn depart(&mut self, departures: Vec<(ContainerId, Option<Target>)>) -> Vec<Event> {
+        let departures = departures.into_iter().map(|(id, target)| Departure {
+            id,
+            heir: target.map(|target| Heir {
+                record: owner_record(&target.host, target.incarnation),
+                host: target.host,
+                incarnation: target.incarnation,
+            }),
+        });
+        let mut events = vec![];
+        for mut batch in departure::split(departures.collect()) {
+            let mut departed = vec![];
+            while !batch.is_empty() {
+                let txn = departure::transaction(&batch);
+                if let Some(revision) = self.store.commit(&txn) {
+                    for departure in batch.drain(..) {
+                        let left = match &departure.heir {
+                            Some(heir) => {
+                                self.tell_heir(&heir.host, &departure.id.repl, revision);
+                                Left::HandedOff(Epoch(revision.0))
+                            }
+                            None => Left::Released,
+                        };
+                        departed.push((departure.id, left));
+                    }
+                } else {
+                    let current = txn.compares.iter();
+                    let current = current.map(|compare| self.store.now().get(&compare.key).cloned());
+                    let (known, again) = departure::judge(batch, &current.collect::<Vec<_>>());
+                    assert!(!known.is_empty(), "rejected for nothing");
+                    departed.extend(known.into_iter().map(|(one, left)| (one.id, left)));
+                    batch = again;
+                }
+            }
+            events.push(Event::Departed { departed });
+        }
+        events
+    }
+
+    fn tell_heir(&mut self, heir: &HostId, repl: &ReplId, revision: Revision) {
+        if let Some(heir) = self.find(heir) {
+            let repls = vec![(repl.clone(), Epoch(revision.0))];
+            let told = Event::HandedOff { repls };
+            self.nodes[heir].pending.push(Pending::Tell(told));
         }
     }
 
@@ -380,7 +439,7 @@ impl World {
         let owner = item.and_then(|item| keys::read_owner(&item, decode).ok());
         match owner {
             Some(owner) if owner.record.host == *me && owner.record.incarnation == mine => {
-                let txn = keys::confirm(repl, owner.epoch, me, mine, beat);
+                let txn = keys::confirm(&[(repl.clone(), owner.epoch)], me, mine, beat);
                 match self.store.commit(&txn) {
                     Some(_) => Ownership::Mine { epoch: owner.epoch },
                     None => Ownership::NotMine(None),
@@ -507,14 +566,13 @@ impl World {
                     self.nodes[at(node)].pending.push(Pending::Tell(stop));
                 }
             }
-            Action::Drain(node) => {
+            Action::Drain(node, grace_ms) => {
                 let ticket = self.ticket();
-                let targets = self.targets(at(node));
-                let drain = Event::Drain {
-                    ticket,
-                    grace: Duration::ZERO,
-                    targets,
+                let order = DrainOrder {
+                    grace: Duration::from_millis((*grace_ms).into()),
+                    budget: None,
                 };
+                let drain = Event::Drain { ticket, order };
                 self.nodes[at(node)].pending.push(Pending::Tell(drain));
             }
             Action::Undrain(node) => {
