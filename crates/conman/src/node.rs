@@ -6,6 +6,13 @@ use std::pin::Pin;
 use std::str::FromStr;
 use std::task::{Context, Poll};
 
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, Response, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -78,6 +85,54 @@ impl Address {
             Address::Tcp(place) => Listener::Tcp(TcpListener::bind(place).await?),
         })
     }
+}
+
+/// Asks a server at an address one thing over a connection of its own, and reads the answer to its end.
+///
+/// # Errors
+/// When it cannot be reached, or breaks off.
+pub async fn ask(
+    address: &Address,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<Response<Bytes>> {
+    let stream = address
+        .connect()
+        .await
+        .with_context(|| format!("connect to {address}"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the answer: nobody else has the sender. What went wrong with it is said there.
+    tokio::spawn(connection);
+    let (parts, body) = sender.send_request(request).await?.into_parts();
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+    Ok(Response::from_parts(parts, body))
+}
+
+/// The most that is read of an answer to [`ask`].
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Asks a node over its API, which speaks JSON.
+///
+/// # Errors
+/// As [`ask`]'s, and when it refuses or answers something else.
+pub async fn ask_json<T: DeserializeOwned>(
+    address: &Address,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let request = Request::post(path)
+        .header(header::HOST, "node")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
+    let answer = ask(address, request).await?;
+    anyhow::ensure!(
+        answer.status().is_success(),
+        "refused with {}: {}",
+        answer.status(),
+        String::from_utf8_lossy(answer.body())
+    );
+    serde_json::from_slice(answer.body()).context("read the answer")
 }
 
 /// A listening node.

@@ -65,6 +65,7 @@ impl Fleet {
             capacity: 4,
             timing: FAST,
             boot_id: "boot".into(),
+            drains: host::Drains::default(),
         };
         let stop = CancellationToken::new();
         let mut registry = prometheus_client::registry::Registry::default();

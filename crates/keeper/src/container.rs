@@ -10,7 +10,7 @@
 //! What has ended is known from reaping alone: PID 1 is reaped when every process of its namespace is gone.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use model::id::ContainerId;
 use model::time::BootTime;
@@ -57,7 +57,10 @@ pub(crate) struct Container {
 }
 
 enum Kind {
-    Native { cgroup: Option<PathBuf> },
+    Native {
+        cgroup: Option<PathBuf>,
+        of_host: Option<PathBuf>,
+    },
     Process,
 }
 
@@ -125,6 +128,7 @@ impl Container {
             kind: match ordered.launch.kind {
                 LaunchKind::Native(_) => Kind::Native {
                     cgroup: launched.cgroup,
+                    of_host: launched.cgroup_of_host,
                 },
                 LaunchKind::Process => Kind::Process,
             },
@@ -145,6 +149,17 @@ impl Container {
     /// Whether orphans of it may be left when its init is dead.
     pub(crate) fn is_plain_process(&self) -> bool {
         matches!(self.kind, Kind::Process)
+    }
+
+    /// The cgroup that it shares with all containers of its host, and with nothing else.
+    pub(crate) fn cgroup_of_host(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::Native {
+                cgroup: Some(_),
+                of_host,
+            } => of_host.as_deref(),
+            _ => None,
+        }
     }
 
     /// Its entry in the list, unless it is not to be listed.
@@ -206,11 +221,12 @@ impl Container {
         match &self.kind {
             Kind::Native {
                 cgroup: Some(cgroup),
+                ..
             } => {
                 // Older kernels have no cgroup.kill; a dead container's cgroup may be gone.
                 let _ = shared::write_file(cgroup.join("cgroup.kill"), "1");
             }
-            Kind::Native { cgroup: None } => {}
+            Kind::Native { cgroup: None, .. } => {}
             Kind::Process => {
                 for process in processes::descendants(processes, self.pid) {
                     processes::signal(process.pid, Signal::KILL);
@@ -262,6 +278,11 @@ pub(crate) enum Reaped {
 }
 
 impl Container {
+    /// A start that is killed before it is decided has failed.
+    pub(crate) fn killed(&mut self) {
+        self.fail(refused(KeeperRefusalCode::Failed, "start", "it was killed"));
+    }
+
     /// The first pass of a kill of many. A plain process' init lives until its descendants are dead, so that
     /// none of them gets out of its tree.
     pub(crate) fn kill_init_of_native(&mut self, _processes: &[Process]) {
@@ -279,6 +300,6 @@ impl Container {
         if self.is_plain_process() {
             self.kill_init();
         }
-        self.fail(refused(KeeperRefusalCode::Failed, "start", "it was killed"));
+        self.killed();
     }
 }

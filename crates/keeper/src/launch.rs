@@ -40,6 +40,8 @@ pub(crate) struct Launched {
     pub(crate) control: OwnedFd,
     /// Its v2 cgroup.
     pub(crate) cgroup: Option<PathBuf>,
+    /// That of all of the host's containers.
+    pub(crate) cgroup_of_host: Option<PathBuf>,
 }
 
 /// What starts need, made once.
@@ -187,6 +189,9 @@ impl Launcher {
             cgroup: placement
                 .as_ref()
                 .and_then(|placement| placement.plan.cgroup_v2.clone()),
+            cgroup_of_host: placement
+                .as_ref()
+                .and_then(|placement| placement.plan.cgroup_v2_host.clone()),
         };
         match launched.place(placement) {
             Ok(()) => Ok(launched),

@@ -181,7 +181,10 @@ fn targets_are_told_then_all_die_at_once_and_leave_in_batches_users_first() {
     assert_eq!(reached(&effects), [DrainPhase::Dead]);
     let departed = vec![(id(1), Left::HandedOff(Epoch(50)))];
     let effects = machine.step(Event::Departed { departed });
-    let order: Vec<_> = departing(&effects).into_iter().map(|(repl, _)| repl).collect();
+    let order: Vec<_> = departing(&effects)
+        .into_iter()
+        .map(|(repl, _)| repl)
+        .collect();
     assert_eq!(order, [repl(3), repl(2), repl(0)]);
 
     // One heir is gone: that repl is released instead.

@@ -139,6 +139,7 @@ fn host_role(
         capacity: common.host_capacity,
         timing: common.profile.timing(),
         boot_id: boot_id()?,
+        drains: common.drains,
     };
     Ok(host::serve(
         config,
@@ -223,14 +224,10 @@ fn boot_id() -> anyhow::Result<String> {
 
 /// Empties the host within what the machine is given before it goes.
 async fn drain(host: &config::Host) {
-    let drained = super::up::node_client::drain(&host.address, std::time::Duration::ZERO);
+    let drained = super::up::node_client::preempt(&host.address);
     match tokio::time::timeout(PREEMPTION_NOTICE, drained).await {
-        Ok(Ok(report)) => tracing::info!(
-            containers = report.containers,
-            handed_off = report.handed_off,
-            released_ms = report.released_ms,
-            "drained"
-        ),
+        // The host itself has logged what it did.
+        Ok(Ok(report)) => tracing::info!(unfinished = report.unfinished, "drained"),
         Ok(Err(error)) => tracing::error!(error = format!("{error:#}"), "could not drain"),
         Err(_) => tracing::error!("did not drain in time"),
     }

@@ -51,6 +51,8 @@ file! {
     host_capacity: i64,
     witness: PathBuf,
     session_log: PathBuf,
+    drain_grace: String,
+    preemption_grace: String,
     log: String,
     log_format: LogFormat,
     hosts: i64,
@@ -80,6 +82,10 @@ keys! {
         witness: PathBuf = "CONMAN_WITNESS", "DIR";
         /// Where each attempt to reach a repl is logged [default: sessions.ndjson in the state directory]
         session_log: PathBuf = "CONMAN_SESSION_LOG", "FILE";
+        /// From SIGTERM to SIGKILL when a host is drained by an operator [default: 10s]
+        drain_grace: String = "CONMAN_DRAIN_GRACE", "DURATION";
+        /// From SIGTERM to SIGKILL when a host is drained because its machine is about to be gone [default: 0s]
+        preemption_grace: String = "CONMAN_PREEMPTION_GRACE", "DURATION";
         /// What is logged, as in info or conman::host=debug [default: info]
         log: String = "CONMAN_LOG", "FILTER";
         /// How log lines look [default: text]

@@ -13,12 +13,14 @@ mod keys;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use model::id::{HostId, NameError};
-use model::timing::{FAST, PATIENT, Timing};
+use model::timing::{DRAIN_RESERVE, FAST, PATIENT, PREEMPTION_NOTICE, Timing};
 use serde::Deserialize;
 
 pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
+use crate::host::Drains;
 use crate::node::{Address, BadAddress};
 
 /// What makes containers.
@@ -192,6 +194,8 @@ pub struct Common {
     pub witness: Option<PathBuf>,
     /// Where the gateway writes a line for every attempt.
     pub session_log: PathBuf,
+    /// How hosts are emptied.
+    pub drains: Drains,
     /// What is logged.
     pub log: String,
     /// How log lines look.
@@ -287,6 +291,32 @@ fn between(key: &'static str, value: i64, least: u32, most: u32) -> Result<u32, 
     }
 }
 
+fn drains(operator: Option<String>, preemption: Option<String>) -> Result<Drains, ConfigError> {
+    let default = Drains::default();
+    let grace = |key, text: Option<String>, default, most: Duration| match text {
+        None => Ok(default),
+        Some(text) => match stuck::query::parse_duration(&text) {
+            Ok(grace) if grace <= most => Ok(grace),
+            Ok(_) => Err(bad(key, format!("must be at most {} s", most.as_secs()))),
+            Err(why) => Err(bad(key, why)),
+        },
+    };
+    Ok(Drains {
+        operator_grace: grace(
+            "drain_grace",
+            operator,
+            default.operator_grace,
+            Duration::from_secs(3600),
+        )?,
+        preemption_grace: grace(
+            "preemption_grace",
+            preemption,
+            default.preemption_grace,
+            PREEMPTION_NOTICE.saturating_sub(DRAIN_RESERVE),
+        )?,
+    })
+}
+
 fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
     text.parse().map_err(|_| {
         bad(
@@ -339,6 +369,7 @@ impl Common {
                 100_000,
             )?,
             witness,
+            drains: drains(keys.drain_grace, keys.preemption_grace)?,
             log,
             log_format: keys.log_format.unwrap_or_default(),
         })

@@ -56,6 +56,11 @@ fn what_is_wrong_is_named_by_its_key() {
             "listen = 'here'",
             "listen: \"here\" is not an IP address with a port",
         ),
+        ("drain_grace = 'soon'", "drain_grace: "),
+        (
+            "preemption_grace = '30s'",
+            "preemption_grace: must be at most 25 s (set by --preemption-grace, CONMAN_PREEMPTION_GRACE, or preemption_grace in the file)",
+        ),
         ("log = 'conman=loud'", "log: \"conman=loud\" is no filter"),
         ("hsots = 3", "unknown field `hsots`"),
         ("hosts = 'three'", "hosts = 'three'"),

@@ -261,13 +261,18 @@ pub(super) struct GraceQuery {
 }
 
 impl GraceQuery {
-    fn milliseconds(&self, default: Duration) -> Answer<u64> {
-        let grace = match &self.grace {
-            Some(text) => stuck::query::parse_duration(text)
-                .map_err(|why| Refusal::new(RefusalCode::BadRequest, format!("grace: {why}")))?,
-            None => default,
+    fn given_milliseconds(&self) -> Answer<Option<u64>> {
+        let Some(text) = &self.grace else {
+            return Ok(None);
         };
-        Ok(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX))
+        let grace = stuck::query::parse_duration(text)
+            .map_err(|why| Refusal::new(RefusalCode::BadRequest, format!("grace: {why}")))?;
+        Ok(Some(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    fn milliseconds(&self, default: Duration) -> Answer<u64> {
+        let default = u64::try_from(default.as_millis()).unwrap_or(u64::MAX);
+        Ok(self.given_milliseconds()?.unwrap_or(default))
     }
 }
 

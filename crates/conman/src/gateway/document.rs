@@ -194,14 +194,23 @@ pub(super) struct DrainReportSchema {
     containers: u32,
     /// How many of them were handed to another host.
     handed_off: u32,
-    /// When nothing new was taken any more.
-    closed_ms: f64,
-    /// When the last kill was sent.
-    sent_ms: f64,
+    /// How many of those are known to run there.
+    started: u32,
+    /// How many were still here when the report was due.
+    unfinished: u32,
+    /// When the store said that nothing new is taken, in milliseconds from the notice, as all that follow; absent of
+    /// a phase that did not end in time.
+    closed_ms: Option<f64>,
+    /// When the hosts that take over had been told what is coming.
+    told_ms: Option<f64>,
+    /// When the last signal was sent.
+    sent_ms: Option<f64>,
     /// When the last container was proven dead.
-    dead_ms: f64,
+    dead_ms: Option<f64>,
     /// When the last repl was free or handed off in the store.
-    released_ms: f64,
+    released_ms: Option<f64>,
+    /// When what was handed off ran again.
+    started_ms: Option<f64>,
 }
 
 #[cfg(test)]

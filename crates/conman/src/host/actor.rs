@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use model::api::{ContainerState, Refusal, RefusalCode};
-use model::host::container::{Target, Ticket};
-use model::host::{Answer, Death, Effect, Event, Host};
+use model::host::container::Ticket;
+use model::host::{Answer, Death, DrainOrder, Effect, Event, Host};
 use model::id::{ContainerId, Epoch, Incarnation, ReplId};
 use model::time::BootTime;
-use model::wire::node::{ContainerStatus, HandedOff, HostStatus, NodeEvent, NodeRefusal};
+use model::wire::node::{
+    ContainerStatus, HandedOff, HandedOffAnswer, HostStatus, NodeEvent, NodeRefusal,
+};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::effects::Effects;
@@ -89,18 +91,25 @@ impl Handle {
         .await
     }
 
-    pub(super) async fn drain(&self, grace: Duration, targets: Vec<Target>) -> Answer {
-        self.call(|ticket| Event::Drain {
-            ticket,
-            grace,
-            targets,
-        })
-        .await
+    pub(super) async fn drain(&self, order: DrainOrder) -> Answer {
+        self.call(|ticket| Event::Drain { ticket, order }).await
     }
 
-    pub(super) fn handed_off(&self, message: HandedOff) {
-        for (repl, epoch) in message.repls {
-            self.send(Event::HandedOff { repl, epoch });
+    /// Has these started in their order; comes back when each of them runs or will not.
+    pub(super) async fn handed_off(&self, message: HandedOff) -> HandedOffAnswer {
+        self.send(Event::HandedOff {
+            repls: message.repls.clone(),
+        });
+        let opens = message
+            .repls
+            .into_iter()
+            .map(|(repl, epoch)| self.open(repl, Some(epoch)));
+        let opened = futures_util::future::join_all(opens).await;
+        let runs = opened
+            .iter()
+            .filter(|answer| matches!(answer, Answer::Opened { .. }));
+        HandedOffAnswer {
+            started: u32::try_from(runs.count()).unwrap_or(u32::MAX),
         }
     }
 
@@ -138,7 +147,7 @@ pub(super) fn new(
     store: Arc<dyn Store>,
     runtime: Arc<dyn Runtime>,
     metrics: Arc<HostMetrics>,
-) -> (Handle, Actor) {
+) -> (Handle, Effects, Actor) {
     let (sender, inputs) = mpsc::unbounded_channel();
     let (incarnation, incarnation_receiver) = watch::channel(None);
     let handle = Handle {
@@ -148,10 +157,12 @@ pub(super) fn new(
         events: broadcast::channel(EVENTS_BUFFERED_MAX).0,
         incarnation: incarnation_receiver,
     };
+    let host = Host::new(config.host.clone(), config.capacity, config.timing);
+    let effects = Effects::new(config, store, runtime, handle.clone(), metrics.clone());
     let actor = Actor {
-        host: Host::new(config.host.clone(), config.capacity, config.timing),
+        host,
         inputs,
-        effects: Effects::new(config, store, runtime, handle.clone(), metrics.clone()),
+        effects: effects.clone(),
         handle: handle.clone(),
         incarnation,
         callers: HashMap::new(),
@@ -161,7 +172,7 @@ pub(super) fn new(
         keeper_pid: None,
         metrics,
     };
-    (handle, actor)
+    (handle, effects, actor)
 }
 
 impl Actor {
@@ -277,6 +288,11 @@ impl Actor {
                     }
                 }
                 self.effects.kill(ids);
+            }
+            Effect::Reached { phase, after } => {
+                let after_ms = after.as_secs_f64() * 1e3;
+                tracing::info!(phase = phase.as_str(), after_ms, "drain");
+                self.metrics.drained(phase, after);
             }
             other => self.effects.perform(other),
         }

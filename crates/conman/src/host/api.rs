@@ -15,35 +15,30 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use model::api::{Refusal, RefusalCode};
 use model::host::Answer;
-use model::host::container::Target;
 use model::id::{ContainerId, Epoch, ReplId};
-use model::keys::{self, HostState};
 use model::wire::node::{
     DrainRequest, ExecAnswer, ExecRequest, HandedOff, NodeEvent, NodeRefusal, OPEN_EPOCH,
-    OPEN_LOAD, OpenKind, OpenRequest, StopRequest, UPGRADE,
+    OPEN_LOAD, OpenKind, OpenRequest, Prepare, StopRequest, UPGRADE,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::effects::Effects;
 use super::live::Live;
-use super::metrics::DrainPhase;
-use super::ownership::decode;
 use super::session::{self, Joined};
-use super::{Config, Handle, HostMetrics, effects, shell, tail};
+use super::{Config, Handle, shell, tail};
 use crate::node::Listener;
 use crate::runtime::{Exec, Exit, Runtime};
-use crate::store::Store;
 
 /// Everything that a request needs.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) config: Config,
-    pub(super) store: Arc<dyn Store>,
+    pub(super) effects: Effects,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) handle: Handle,
-    pub(super) metrics: Arc<HostMetrics>,
     pub(super) render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
@@ -81,6 +76,7 @@ fn router(node: Node) -> Router {
         .route("/node/v1/exec", post(exec))
         .route("/node/v1/logs/{repl}", get(logs))
         .route("/node/v1/stop", post(stop))
+        .route("/node/v1/prepare", post(prepare))
         .route("/node/v1/handed-off", post(handed_off))
         .route("/node/v1/drain", post(drain))
         .route("/node/v1/undrain", post(undrain))
@@ -299,63 +295,27 @@ async fn stop(
     }
 }
 
-async fn handed_off(State(node): State<Node>, Json(message): Json<HandedOff>) -> StatusCode {
-    node.handle.handed_off(message);
-    StatusCode::ACCEPTED
+async fn prepare(State(node): State<Node>, Json(message): Json<Prepare>) -> Response {
+    node.effects.prepare(message.repls).await;
+    axum::Json(()).into_response()
+}
+
+async fn handed_off(State(node): State<Node>, Json(message): Json<HandedOff>) -> Response {
+    axum::Json(node.handle.handed_off(message).await).into_response()
 }
 
 async fn drain(
     State(node): State<Node>,
     Json(asked): Json<DrainRequest>,
 ) -> Result<Response, Refused> {
-    let targets = targets(&node)
-        .await
-        .map_err(|error| Refused::from(effects::store_refusal(&error)))?;
-    let grace = Duration::from_millis(asked.grace_ms);
-    match node.handle.drain(grace, targets).await {
+    match node.handle.drain(node.config.drains.order(&asked)).await {
         Answer::Drained(report) => {
             tracing::info!(?report, "drained");
-            node.metrics.drained(DrainPhase::Sent, report.sent_ms);
-            node.metrics.drained(DrainPhase::Dead, report.dead_ms);
-            node.metrics
-                .drained(DrainPhase::Released, report.released_ms);
             Ok(axum::Json(report).into_response())
         }
         Answer::Refused(refused) => Err(Refused(refused)),
         _ => Ok(StatusCode::OK.into_response()),
     }
-}
-
-/// Who can take repls over, and how many: what the store says, which may be a little old. A target that has
-/// gone meanwhile rejects its hand-offs, and those repls are released instead.
-async fn targets(node: &Node) -> Result<Vec<Target>, model::store::StoreError> {
-    let (hosts, owners) = tokio::try_join!(
-        node.store.range(keys::HOSTS),
-        node.store.range(keys::OWNERS)
-    )?;
-    let owners: Vec<_> = owners
-        .items
-        .iter()
-        .filter_map(|item| keys::read_owner(item, decode).ok())
-        .collect();
-    Ok(hosts
-        .items
-        .iter()
-        .filter_map(|item| keys::read_host(item, decode).ok())
-        .filter(|host| host.id != node.config.host && host.record.state == HostState::Active)
-        .map(|host| {
-            let carries = owners
-                .iter()
-                .filter(|owner| owner.record.incarnation == host.incarnation)
-                .count();
-            let carries = u32::try_from(carries).unwrap_or(u32::MAX);
-            Target {
-                room: host.record.capacity.saturating_sub(carries),
-                host: host.id,
-                incarnation: host.incarnation,
-            }
-        })
-        .collect())
 }
 
 async fn undrain(State(node): State<Node>) -> StatusCode {

@@ -4,17 +4,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use model::api::{Refusal, RefusalCode};
-use model::host::container::Target;
 use model::host::{Claim, Effect, Event};
-use model::id::{ContainerId, Epoch, HostId, Incarnation};
+use model::id::{ContainerId, Incarnation};
 use model::keys::{self, HostState};
 use model::lease::{LeaseEffect, LeaseEvent};
 use model::spec::Spec;
 use model::store::{StoreError, TxnOutcome};
-use model::wire::node::HandedOff;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::departures::Starts;
 use super::live::Live;
 use super::metrics::{HostMetrics, Lateness};
 use super::ownership::{self, Me};
@@ -24,18 +22,18 @@ use crate::runtime::{Running, Runtime, StartRequest};
 use crate::store::Store;
 
 /// How long to wait before a store that failed is asked again: its clients all come back at once.
-const STORE_RETRY: Duration = Duration::from_millis(200);
+pub(super) const STORE_RETRY: Duration = Duration::from_millis(200);
 
 /// Carries out effects. Cheap to clone into tasks.
 #[derive(Clone)]
 pub(super) struct Effects {
-    config: Config,
-    store: Arc<dyn Store>,
-    runtime: Arc<dyn Runtime>,
-    handle: Handle,
+    pub(super) config: Config,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) handle: Handle,
     metrics: Arc<HostMetrics>,
     me: Arc<Me>,
-    moved: mpsc::UnboundedSender<(HostId, ContainerId)>,
+    pub(super) starts: Starts,
 }
 
 impl Effects {
@@ -46,8 +44,6 @@ impl Effects {
         handle: Handle,
         metrics: Arc<HostMetrics>,
     ) -> Self {
-        let (moved, moves) = mpsc::unbounded_channel();
-        tokio::spawn(tell_targets(store.clone(), moves));
         Self {
             me: Arc::new(Me::new(config.host.clone())),
             config,
@@ -55,11 +51,15 @@ impl Effects {
             runtime,
             handle,
             metrics,
-            moved,
+            starts: Starts::default(),
         }
     }
 
     pub(super) fn perform(&self, effect: Effect) {
+        if let Effect::Start { id } = effect {
+            // Not in a task: their order counts.
+            return self.start_in_turn(id);
+        }
         let this = self.clone();
         tokio::spawn(async move {
             match effect {
@@ -80,30 +80,30 @@ impl Effects {
                     let ownership = this.me.claim(&*this.store, &repl, incarnation).await;
                     this.handle.send(Event::Claimed { repl, ownership });
                 }
-                Effect::Start { id } => this.start(id).await,
+                Effect::Confirm { repls, incarnation } => {
+                    let known = this.me.confirm_all(&*this.store, repls, incarnation);
+                    for (repl, ownership) in known.await {
+                        this.handle.send(Event::Asked { repl, ownership });
+                    }
+                }
                 Effect::Terminate { id } => {
                     if let Err(refusal) = this.runtime.terminate(&id).await {
                         tracing::info!(repl = %id.repl, %refusal, "terminate");
                     }
                 }
-                Effect::Release { ids } => {
-                    let releases = ids.into_iter().map(|id| this.release(id));
-                    futures_util::future::join_all(releases).await;
-                }
-                Effect::HandOff { moves } => {
-                    let moves = moves
-                        .into_iter()
-                        .map(|(id, target)| this.hand_off(id, target));
-                    futures_util::future::join_all(moves).await;
-                }
+                Effect::Depart { departures } => this.depart(departures).await,
+                Effect::ReadTargets => this.read_targets().await,
+                Effect::Prepare { told } => this.tell_what_is_coming(told).await,
                 Effect::Cleanup { id } => {
                     if let Err(refusal) = this.runtime.cleanup(&id).await {
                         tracing::warn!(repl = %id.repl, epoch = id.epoch.0, %refusal, "clean up");
                     }
                 }
                 Effect::SayDraining { draining } => this.say_draining(draining).await,
-                // The actor's own.
-                Effect::Lease(LeaseEffect::Fence { .. })
+                // Done above, or the actor's own.
+                Effect::Start { .. }
+                | Effect::Reached { .. }
+                | Effect::Lease(LeaseEffect::Fence { .. })
                 | Effect::Kill { .. }
                 | Effect::Answer { .. }
                 | Effect::Changed { .. } => {}
@@ -167,7 +167,7 @@ impl Effects {
             .map(|(spec, _)| spec)
     }
 
-    async fn start(&self, id: ContainerId) {
+    pub(super) async fn start(&self, id: ContainerId) {
         let began = Instant::now();
         let started = async {
             let spec = self.spec(&id).await?;
@@ -235,7 +235,7 @@ impl Effects {
         self.handle.send(Event::Lease(event));
     }
 
-    fn still_holds(&self, incarnation: Incarnation) -> bool {
+    pub(super) fn still_holds(&self, incarnation: Incarnation) -> bool {
         *self.handle.incarnation.borrow() == Some(incarnation)
     }
 
@@ -261,37 +261,6 @@ impl Effects {
         }
     }
 
-    async fn release(&self, id: ContainerId) {
-        // The compare is on the epoch, which no other claim shares: to repeat it is safe.
-        let incarnation = *self.handle.incarnation.borrow();
-        loop {
-            match self.store.txn(keys::release(&id.repl, id.epoch)).await {
-                Ok(TxnOutcome::Committed(_)) => break,
-                // Committed before without an answer, or stolen with the registration.
-                Ok(TxnOutcome::Rejected { .. }) => break,
-                Err(error) => tracing::info!(repl = %id.repl, %error, "release"),
-            }
-            if incarnation.is_none_or(|incarnation| !self.still_holds(incarnation)) {
-                break;
-            }
-            tokio::time::sleep(STORE_RETRY).await;
-        }
-        self.handle.send(Event::Released { id });
-    }
-
-    async fn hand_off(&self, id: ContainerId, target: Target) {
-        let epoch = self.me.hand_off(&*self.store, &id, &target).await;
-        if let Some(epoch) = epoch {
-            let moved = ContainerId {
-                repl: id.repl.clone(),
-                epoch,
-            };
-            // The receiver lives as long as this.
-            let _ = self.moved.send((target.host, moved));
-        }
-        self.handle.send(Event::HandOffDone { id, epoch });
-    }
-
     async fn say_draining(&self, draining: bool) {
         let state = if draining {
             HostState::Draining
@@ -304,7 +273,12 @@ impl Effects {
         while self.still_holds(incarnation) {
             let txn = self.me.update(&self.config, state, incarnation);
             match self.store.txn(txn).await {
-                Ok(_) => break,
+                Ok(_) => {
+                    if draining {
+                        self.handle.send(Event::SaidDraining);
+                    }
+                    break;
+                }
                 Err(StoreError::Fatal(why)) => return tracing::warn!(why, "say draining"),
                 Err(error) => {
                     tracing::info!(%error, "say draining");
@@ -316,34 +290,6 @@ impl Effects {
             .handle
             .events
             .send(model::wire::node::NodeEvent::Draining { draining });
-    }
-}
-
-/// Tells targets what they were given, as many repls in one message as have gathered. A lost message costs
-/// time, not safety: the next session finds the owner in the store.
-async fn tell_targets(
-    store: Arc<dyn Store>,
-    mut moves: mpsc::UnboundedReceiver<(HostId, ContainerId)>,
-) {
-    while let Some((target, first)) = moves.recv().await {
-        let mut messages: Vec<(HostId, Vec<(_, Epoch)>)> =
-            vec![(target, vec![(first.repl, first.epoch)])];
-        while let Ok((target, id)) = moves.try_recv() {
-            let entry = (id.repl, id.epoch);
-            match messages.iter_mut().find(|(host, _)| *host == target) {
-                Some((_, repls)) => repls.push(entry),
-                None => messages.push((target, vec![entry])),
-            }
-        }
-        for (target, repls) in messages {
-            let store = store.clone();
-            tokio::spawn(async move {
-                let message = HandedOff { repls };
-                if let Err(error) = super::session::tell(&*store, &target, &message).await {
-                    tracing::info!(%target, %error, "tell of the hand-off");
-                }
-            });
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use model::api::ContainerState;
+use model::wire::node::DrainPhase;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -19,15 +20,28 @@ pub(super) enum KillPhase {
     Released,
 }
 
-/// A part of a drain, each measured from the notice.
+/// [`DrainPhase`] as a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum DrainPhase {
-    /// Until the last signal was sent.
+enum Phase {
+    Closed,
+    Told,
     Sent,
-    /// Until the last container was proven dead.
     Dead,
-    /// Until the last repl was released or handed off.
     Released,
+    Started,
+}
+
+impl From<DrainPhase> for Phase {
+    fn from(phase: DrainPhase) -> Self {
+        match phase {
+            DrainPhase::Closed => Self::Closed,
+            DrainPhase::Told => Self::Told,
+            DrainPhase::Sent => Self::Sent,
+            DrainPhase::Dead => Self::Dead,
+            DrainPhase::Released => Self::Released,
+            DrainPhase::Started => Self::Started,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -59,7 +73,7 @@ struct KillLabel {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DrainLabel {
-    phase: DrainPhase,
+    phase: Phase,
 }
 
 /// How a renewal went.
@@ -179,10 +193,11 @@ impl HostMetrics {
             .observe(spent.as_secs_f64());
     }
 
-    pub(super) fn drained(&self, phase: DrainPhase, milliseconds: f64) {
+    pub(super) fn drained(&self, phase: DrainPhase, after: Duration) {
+        let phase = phase.into();
         self.drain_seconds
             .get_or_create(&DrainLabel { phase })
-            .observe(milliseconds / 1e3);
+            .observe(after.as_secs_f64());
     }
 
     pub(super) fn renewed(&self, lateness: Lateness) {

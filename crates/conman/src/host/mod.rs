@@ -12,6 +12,7 @@
 
 mod actor;
 mod api;
+mod departures;
 mod effects;
 mod live;
 mod metrics;
@@ -22,10 +23,13 @@ mod shell;
 mod tail;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use model::host::DrainOrder;
 use model::id::HostId;
-use model::timing::Timing;
+use model::timing::{OPERATOR_GRACE, PREEMPTION_NOTICE, Timing};
+use model::wire::node::{DrainCause, DrainRequest};
 use tokio_util::sync::CancellationToken;
 
 pub use self::actor::Handle;
@@ -47,6 +51,39 @@ pub struct Config {
     pub timing: Timing,
     /// The kernel's boot id.
     pub boot_id: String,
+    /// How it is emptied.
+    pub drains: Drains,
+}
+
+/// How a host is emptied when the request does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drains {
+    /// From SIGTERM to SIGKILL when an operator wants it empty.
+    pub operator_grace: Duration,
+    /// The same when the machine is about to be gone.
+    pub preemption_grace: Duration,
+}
+
+impl Default for Drains {
+    fn default() -> Self {
+        Self {
+            operator_grace: OPERATOR_GRACE,
+            preemption_grace: Duration::ZERO,
+        }
+    }
+}
+
+impl Drains {
+    fn order(&self, asked: &DrainRequest) -> DrainOrder {
+        let (grace, budget) = match asked.cause {
+            DrainCause::Operator => (self.operator_grace, None),
+            DrainCause::Preemption => (self.preemption_grace, Some(PREEMPTION_NOTICE)),
+        };
+        DrainOrder {
+            grace: asked.grace_ms.map_or(grace, Duration::from_millis),
+            budget: asked.budget_ms.map(Duration::from_millis).or(budget),
+        }
+    }
 }
 
 /// Runs a host until `stop` is cancelled. Its containers live on in the keeper, until the deadline.
@@ -70,7 +107,7 @@ pub async fn serve(
         .events()
         .context("take the runtime's events, which somebody else has")?;
     let metrics = Arc::new(metrics);
-    let (handle, actor) = actor::new(
+    let (handle, effects, actor) = actor::new(
         config.clone(),
         store.clone(),
         runtime.clone(),
@@ -81,18 +118,17 @@ pub async fn serve(
     tasks.spawn(observe::run(
         config.host.clone(),
         config.timing,
-        store.clone(),
+        store,
         handle.clone(),
-        metrics.clone(),
+        metrics,
     ));
     tasks.spawn(api::serve(
         listener,
         api::Node {
             config,
-            store,
+            effects,
             runtime,
             handle,
-            metrics,
             render_metrics,
         },
     ));

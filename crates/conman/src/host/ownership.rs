@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use model::api::{Refusal, RefusalCode};
+use model::departure::TXN_OPERATIONS_MAX;
 use model::host::Ownership;
-use model::host::container::Target;
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId, Revision};
 use model::keys::{self, HostRecord, HostState, Owner, OwnerRecord};
 use model::spec::Spec;
@@ -152,7 +152,12 @@ impl Me {
         owner: &Owner,
         mine: Incarnation,
     ) -> Result<Ownership, StoreError> {
-        let txn = keys::confirm(&owner.repl, owner.epoch, &self.host, mine, self.next_beat());
+        let txn = keys::confirm(
+            &[(owner.repl.clone(), owner.epoch)],
+            &self.host,
+            mine,
+            self.next_beat(),
+        );
         Ok(match store.txn(txn).await? {
             TxnOutcome::Committed(_) => Ownership::Mine { epoch: owner.epoch },
             TxnOutcome::Rejected { .. } => Ownership::NotMine(None),
@@ -237,36 +242,64 @@ impl Me {
         }
     }
 
-    /// Hands the repl, proven dead, to the target; `None` when the repl is still here or is nobody's.
-    pub(super) async fn hand_off(
+    /// Which of these repls are this host's at these epochs, by as few committed compares as the store takes.
+    pub(super) async fn confirm_all(
         &self,
         store: &dyn Store,
-        id: &ContainerId,
-        target: &Target,
-    ) -> Option<Epoch> {
-        let record = OwnerRecord {
-            host: target.host.clone(),
-            incarnation: target.incarnation,
-            nonce: nonce(),
-        };
-        let txn = keys::hand_off(
-            &id.repl,
-            id.epoch,
-            &target.host,
-            target.incarnation,
-            encode(&record),
-        );
-        match store.txn(txn).await {
-            Ok(TxnOutcome::Committed(revision)) => Some(Epoch(revision.0)),
-            Ok(TxnOutcome::Rejected { .. }) => None,
-            Err(error) => {
-                tracing::info!(repl = %id.repl, %error, "hand off");
-                // It may have been committed all the same: then the record is ours by its nonce.
-                let owner = read_owner(store, &id.repl).await.ok()??;
-                (owner.record == record).then_some(owner.epoch)
+        mut repls: Vec<(ReplId, Epoch)>,
+        mine: Incarnation,
+    ) -> Vec<(ReplId, Ownership)> {
+        let mut known = vec![];
+        while !repls.is_empty() {
+            // One compare is that of the registration.
+            let rest = repls.split_off(repls.len().min(TXN_OPERATIONS_MAX - 1));
+            let batch = std::mem::replace(&mut repls, rest);
+            let txn = keys::confirm(&batch, &self.host, mine, self.next_beat());
+            let outcome = store.txn(txn).await;
+            let current = match &outcome {
+                Ok(TxnOutcome::Rejected { current }) => Some(current),
+                _ => None,
+            };
+            let registered =
+                current.is_some_and(|current| compared(current, 0, |item| item.create.0 == mine.0));
+            let count = batch.len();
+            let mut again = vec![];
+            for (number, (repl, epoch)) in batch.into_iter().enumerate() {
+                let ownership = match (&outcome, current) {
+                    (Ok(TxnOutcome::Committed(_)), _) => Ownership::Mine { epoch },
+                    (Err(error), _) => Ownership::Failed(store_refusal(error)),
+                    (_, Some(current))
+                        if registered
+                            && compared(current, number + 1, |item| item.modified.0 == epoch.0) =>
+                    {
+                        // Rejected for another's sake.
+                        again.push((repl, epoch));
+                        continue;
+                    }
+                    _ => Ownership::NotMine(None),
+                };
+                known.push((repl, ownership));
             }
+            if again.len() == count {
+                // Rejected for nothing is not what a store does; whoever waits asks again.
+                let nobodys = again.drain(..);
+                known.extend(nobodys.map(|(repl, _)| (repl, Ownership::NotMine(None))));
+            }
+            repls.splice(0..0, again);
         }
+        known
     }
+}
+
+fn compared(
+    current: &[Option<KeyValue>],
+    which: usize,
+    holds: impl FnOnce(&KeyValue) -> bool,
+) -> bool {
+    current
+        .get(which)
+        .and_then(Option::as_ref)
+        .is_some_and(holds)
 }
 
 async fn read_owner(store: &dyn Store, repl: &ReplId) -> Result<Option<Owner>, StoreError> {
@@ -310,13 +343,13 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(value: &str) -> Option<T> {
     serde_json::from_str(value).ok()
 }
 
-fn encode(record: &impl serde::Serialize) -> String {
+pub(super) fn encode(record: &impl serde::Serialize) -> String {
     // Records are plain structs of strings and numbers: there is nothing in them that JSON cannot say.
     serde_json::to_string(record).unwrap_or_default()
 }
 
 /// Tells two claims of one host apart.
-fn nonce() -> u64 {
+pub(super) fn nonce() -> u64 {
     let mut bytes = [0; 8];
     match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
         Ok(8) => u64::from_ne_bytes(bytes),

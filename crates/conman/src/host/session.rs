@@ -5,22 +5,21 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use model::api::{Refusal, RefusalCode};
 use model::id::{ContainerId, HostId};
 use model::keys::{self, HostRecord};
 use model::timing::KILL_BOUND;
-use model::wire::node::HandedOff;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::Handle;
 use super::actor::Input;
 use super::live::Live;
 use super::ownership::decode;
-use crate::node::Address;
+use crate::node::{self, Address};
 use crate::runtime::{Exit, Runtime};
 use crate::store::Store;
 
@@ -147,31 +146,20 @@ pub(super) async fn carry(upgrade: OnUpgrade, mut container: TcpStream, joined: 
     drop(joined);
 }
 
-/// Tells a host which repls it was given.
-pub(super) async fn tell(
+/// Tells a host something, and reads its answer.
+pub(super) async fn tell<T: DeserializeOwned>(
     store: &dyn Store,
-    target: &HostId,
-    message: &HandedOff,
-) -> anyhow::Result<()> {
+    host: &HostId,
+    what: &str,
+    message: &impl Serialize,
+) -> anyhow::Result<T> {
     let item = store
-        .get(&keys::host(target))
+        .get(&keys::host(host))
         .await?
-        .context("find the target, which is no longer registered")?;
-    let record: HostRecord = decode(&item.value).context("read the target's record")?;
+        .context("find the host, which is no longer registered")?;
+    let record: HostRecord = decode(&item.value).context("read the host's record")?;
     let address: Address = record.address.parse()?;
-    let stream = address.connect().await.context("connect")?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = http::Request::post("/node/v1/handed-off")
-        .header(http::header::HOST, target.as_str())
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(serde_json::to_vec(message)?)))?;
-    let answer = sender.send_request(request).await?;
-    anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
-    drop(sender);
-    connection.await??;
-    Ok(())
+    node::ask_json(&address, &format!("/node/v1/{what}"), message).await
 }
 
 /// The container that an answer spoke of, if it still runs.

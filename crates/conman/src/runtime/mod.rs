@@ -148,6 +148,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// Sets the host's deadline, passed on to the keeper: past it, everything here is killed by the kernel.
     fn arm(&self, deadline: BootTime) -> BoxFuture<'_, Result<(), Refusal>>;
 
+    /// Does ahead what a start of this spec would have to wait for, as far as that can be done without knowing its
+    /// epoch: its image. A start works without it.
+    fn prepare(&self, spec: &Spec) -> BoxFuture<'_, Result<(), Refusal>> {
+        let _ = spec;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Starts a container. On any error nothing is left running; `cleanup` removes the rest.
     fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Running, Refusal>>;
 

@@ -162,6 +162,7 @@ impl Walls for Native {
                 },
                 hostname: id.repl.to_string(),
                 cgroup_v2: placement.v2,
+                cgroup_v2_host: placement.v2_host,
                 cgroup_v1: placement.v1,
             }),
             command: spec.command.clone(),

@@ -262,6 +262,7 @@ fn start_host(
             ..FAST
         },
         boot_id: "boot".into(),
+        drains: host::Drains::default(),
     };
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);

@@ -79,6 +79,49 @@ fn many_start_at_once_are_listed_in_pages_and_killed_together() {
 }
 
 #[test]
+fn a_kill_of_all_is_one_write_and_a_kill_of_some_spares_the_others() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    let Some(of_host) = host.make_host_cgroup() else {
+        return;
+    };
+    // Nothing but containers belongs there. One that is no container shows which file was written.
+    let outsiders = host.make_cgroup_below(&of_host, "outsiders");
+    let mut outsider = std::process::Command::new("sleep")
+        .arg("1000")
+        .spawn()
+        .expect("sleep");
+    std::fs::write(outsiders.join("cgroup.procs"), outsider.id().to_string()).expect("join");
+    let mut client = host.armed_client();
+    let ids = [id("one", 1), id("two", 1), id("three", 1)];
+    for id in &ids {
+        let launch = host.launch_below(&of_host, id, "exec sleep 1000");
+        client.start(id.clone(), launch);
+    }
+    let killed = WireExit::Signal { signal: 9 };
+    client.done(Request::Kill {
+        ids: ids[..1].to_vec(),
+    });
+    assert_eq!(client.exit_of(&ids[0]), killed);
+    assert_eq!(outsider.try_wait().expect("wait"), None);
+    // What has ended already needs no naming.
+    client.done(Request::Kill {
+        ids: ids[1..].to_vec(),
+    });
+    for id in &ids[1..] {
+        assert_eq!(client.exit_of(id), killed);
+    }
+    let status = outsider.wait().expect("wait");
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(9)
+    );
+    host.end();
+}
+
+#[test]
 fn sigterm_reaches_the_program_which_may_end_in_peace() {
     if !is_root() {
         return;

@@ -52,11 +52,7 @@ impl Host {
     }
 
     /// What the store made of some of a batch.
-    pub(super) fn departed(
-        &mut self,
-        departed: Vec<(ContainerId, Left)>,
-        out: &mut Vec<Effect>,
-    ) {
+    pub(super) fn departed(&mut self, departed: Vec<(ContainerId, Left)>, out: &mut Vec<Effect>) {
         for (id, left) in departed {
             self.leaving.sent.remove(&id);
             let Some(container) = self.container(&id) else {

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use self::container::{After, Container, Phase, Stop, Ticket};
 use self::drain::Drain;
-use self::leaving::Leaving;
 pub use self::event::{Answer, Claim, Death, DrainOrder, Effect, Event, Ownership};
+use self::leaving::Leaving;
 use self::refusal::{exited_at_once, fenced};
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{Lease, LeaseEffect, LeaseEvent};

@@ -117,8 +117,8 @@ pub enum Request {
         /// What and how.
         launch: Box<Launch>,
     },
-    /// Kills containers, all at once: `cgroup.kill` where there is a v2 cgroup, SIGKILL to PID 1, and for
-    /// plain processes every descendant. Ids that are not held or have ended are skipped. Answered by
+    /// Kills containers, all at once: `cgroup.kill` where there is a v2 cgroup (one for all if they are all that is
+    /// held), SIGKILL to PID 1, and for plain processes every descendant. Ids that are not held or have ended are skipped. Answered by
     /// [`Answer::Done`] when the signals are sent; [`Event::Exited`] tells that each is dead.
     Kill {
         /// Which.
@@ -371,6 +371,10 @@ pub struct NativePlan {
     /// Its cgroup v2 directory, which exists: the container is born in it, and killed by its `cgroup.kill`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_v2: Option<PathBuf>,
+    /// The v2 directory above it, below which there is nothing but containers of this host: when all that the keeper
+    /// holds are to be killed, one write to its `cgroup.kill` is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_v2_host: Option<PathBuf>,
     /// Its directories under cgroup v1 controllers, which exist: PID 1 is put into each before it goes on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroup_v1: Vec<PathBuf>,
@@ -559,7 +563,8 @@ mod tests {
                     }],
                 },
                 hostname: "r1".into(),
-                cgroup_v2: Some("/sys/fs/cgroup/c".into()),
+                cgroup_v2: Some("/sys/fs/cgroup/h/c".into()),
+                cgroup_v2_host: Some("/sys/fs/cgroup/h".into()),
                 cgroup_v1: vec![],
             }),
             command: vec!["sh".into()],

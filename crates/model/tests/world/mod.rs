@@ -388,7 +388,8 @@ impl World {
                     }
                 } else {
                     let current = txn.compares.iter();
-                    let current = current.map(|compare| self.store.now().get(&compare.key).cloned());
+                    let current =
+                        current.map(|compare| self.store.now().get(&compare.key).cloned());
                     let (known, again) = departure::judge(batch, &current.collect::<Vec<_>>());
                     assert!(!known.is_empty(), "rejected for nothing");
                     departed.extend(known.into_iter().map(|(one, left)| (one.id, left)));

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use model::id::HostId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -86,6 +87,13 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
             command
                 .arg("--host-capacity")
                 .arg(common.host_capacity.to_string());
+            let milliseconds = |grace: Duration| format!("{}ms", grace.as_millis());
+            command
+                .arg("--drain-grace")
+                .arg(milliseconds(common.drains.operator_grace));
+            command
+                .arg("--preemption-grace")
+                .arg(milliseconds(common.drains.preemption_grace));
             command.arg("--log").arg(&common.log);
             command.arg("--log-format").arg(common.log_format.as_str());
             if let Some(witness) = &common.witness {

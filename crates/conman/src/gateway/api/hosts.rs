@@ -1,7 +1,5 @@
 //! Hosts: what they carry, and how they are emptied.
 
-use std::time::Duration;
-
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
@@ -17,9 +15,6 @@ use utoipa::ToSchema;
 use super::{Answer, GraceQuery, HostPath, Id, Shared, query};
 use crate::gateway::Gateway;
 use crate::gateway::document::DrainReportSchema;
-
-/// An operator's drain gives programs this long to end by themselves.
-const DRAIN_GRACE: Duration = Duration::from_secs(10);
 
 /// What a host is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -141,8 +136,11 @@ pub(in crate::gateway) async fn drain(
     Id(id): Id<HostId>,
     grace: Result<Query<GraceQuery>, QueryRejection>,
 ) -> Answer {
-    let grace_ms = query(grace)?.milliseconds(DRAIN_GRACE)?;
-    let ask = DrainRequest { grace_ms };
+    let ask = DrainRequest {
+        // Without one the host's own configuration counts.
+        grace_ms: query(grace)?.given_milliseconds()?,
+        ..DrainRequest::default()
+    };
     let report: DrainReport = gateway.tell_host(&id, "/node/v1/drain", Some(&ask)).await?;
     Ok(axum::Json(report).into_response())
 }

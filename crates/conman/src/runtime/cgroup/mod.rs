@@ -56,6 +56,8 @@ pub struct Cgroups {
 pub struct Placement {
     /// The v2 directory.
     pub v2: Option<PathBuf>,
+    /// The v2 directory of all of the host's containers, above it.
+    pub v2_host: Option<PathBuf>,
     /// The v1 directories, no two the same.
     pub v1: Vec<PathBuf>,
 }
@@ -126,7 +128,8 @@ impl Cgroups {
                 v1.push(directory);
             }
         }
-        Ok(Placement { v2, v1 })
+        let v2_host = v2.as_deref().and_then(Path::parent).map(Path::to_owned);
+        Ok(Placement { v2, v2_host, v1 })
     }
 
     /// SIGKILL to every process in the container, where a v2 tree exists. Nothing to kill is no error.

@@ -154,9 +154,7 @@ impl Kept {
             let held = lock(&self.shared.members);
             ids.iter().filter_map(|id| held.get(id).cloned()).collect()
         };
-        if members.is_empty() {
-            return Ok(());
-        }
+        // Also those that it only begins to start: the keeper gives them up.
         let request = Request::Kill { ids };
         let told = tokio::time::timeout(KILL_WORD_MAX, self.shared.request(request)).await;
         if matches!(told, Ok(Ok(_))) {

@@ -171,8 +171,37 @@ impl Host {
             },
             hostname: id.repl.to_string(),
             cgroup_v2: None,
+            cgroup_v2_host: None,
             cgroup_v1: vec![],
         }
+    }
+
+    /// A v2 cgroup below which the containers of a host may be.
+    pub(crate) fn make_host_cgroup(&mut self) -> Option<PathBuf> {
+        cgroup_v2().map(|root| self.make_cgroup(&root, "host"))
+    }
+
+    /// A launch whose v2 cgroup is below that of the host.
+    pub(crate) fn launch_below(
+        &mut self,
+        of_host: &Path,
+        id: &ContainerId,
+        script: &str,
+    ) -> Launch {
+        let mut launch = self.native_launch(id, script);
+        if let LaunchKind::Native(plan) = &mut launch.kind {
+            plan.cgroup_v2 = Some(self.make_cgroup_below(of_host, &id.repl.to_string()));
+            plan.cgroup_v2_host = Some(of_host.to_owned());
+        }
+        launch
+    }
+
+    /// A v2 cgroup in another. Removed before that one.
+    pub(crate) fn make_cgroup_below(&mut self, above: &Path, name: &str) -> PathBuf {
+        let path = above.join(name);
+        std::fs::create_dir(&path).expect("cgroup");
+        self.cgroups.insert(0, path.clone());
+        path
     }
 
     fn make_cgroup(&mut self, root: &Path, name: &str) -> PathBuf {

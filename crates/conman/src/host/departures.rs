@@ -1,0 +1,255 @@
+//! How repls leave this host, and what their heirs are told: the driver's part of a drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use model::departure::{self, Departure, Heir, Left};
+use model::host::Event;
+use model::host::container::Target;
+use model::id::{ContainerId, Epoch, HostId, ReplId};
+use model::keys::{self, HostState, OwnerRecord};
+use model::store::{StoreError, TxnOutcome};
+use model::timing::DRAIN_TELL_MAX;
+use model::wire::node::{HandedOff, HandedOffAnswer, Prepare};
+
+use super::effects::{Effects, STORE_RETRY};
+use super::ownership::{decode, encode, nonce};
+use super::session;
+
+/// How long the store may take for one transaction of a batch before it is sent again: that is safe.
+const BATCH_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Effects {
+    /// Gives up repls that are proven dead, many in one transaction.
+    pub(super) async fn depart(&self, departures: Vec<(ContainerId, Option<Target>)>) {
+        let nonce = nonce();
+        let departures = departures.into_iter().map(|(id, target)| Departure {
+            id,
+            heir: target.map(|target| Heir {
+                record: encode(&OwnerRecord {
+                    host: target.host.clone(),
+                    incarnation: target.incarnation,
+                    nonce,
+                }),
+                host: target.host,
+                incarnation: target.incarnation,
+            }),
+        });
+        let batches = departure::split(departures.collect());
+        join_all(batches.into_iter().map(|batch| self.depart_batch(batch))).await;
+    }
+
+    async fn depart_batch(&self, mut batch: Vec<Departure>) {
+        let incarnation = *self.handle.incarnation.borrow();
+        loop {
+            let tried = batch.len();
+            let txn = self.store.txn(departure::transaction(&batch));
+            match tokio::time::timeout(BATCH_PATIENCE, txn).await {
+                Ok(Ok(TxnOutcome::Committed(revision))) => {
+                    let done = batch.into_iter().map(|one| {
+                        let left = match one.heir {
+                            Some(_) => Left::HandedOff(Epoch(revision.0)),
+                            None => Left::Released,
+                        };
+                        (one, left)
+                    });
+                    return self.say_departed(done.collect());
+                }
+                Ok(Ok(TxnOutcome::Rejected { current })) => {
+                    let (known, again) = departure::judge(batch, &current);
+                    self.say_departed(known);
+                    batch = again;
+                    if batch.is_empty() {
+                        return;
+                    }
+                    if batch.len() < tried {
+                        continue;
+                    }
+                }
+                Ok(Err(error)) => tracing::info!(count = tried, %error, "give up repls"),
+                Err(_) => tracing::info!(count = tried, "give up repls: no answer in time"),
+            }
+            if incarnation.is_none_or(|incarnation| !self.still_holds(incarnation)) {
+                // They went with the registration.
+                let lost = batch.into_iter().map(|one| (one, Left::Released));
+                return self.say_departed(lost.collect());
+            }
+            tokio::time::sleep(STORE_RETRY).await;
+        }
+    }
+
+    /// Tells the machine, and each heir what is its own.
+    fn say_departed(&self, departed: Vec<(Departure, Left)>) {
+        let mut messages: Vec<(HostId, Vec<(ReplId, Epoch)>)> = vec![];
+        for (departure, left) in &departed {
+            if let (Left::HandedOff(epoch), Some(heir)) = (left, &departure.heir) {
+                let entry = (departure.id.repl.clone(), *epoch);
+                match messages.iter_mut().find(|(host, _)| *host == heir.host) {
+                    Some((_, repls)) => repls.push(entry),
+                    None => messages.push((heir.host.clone(), vec![entry])),
+                }
+            }
+        }
+        let departed = departed.into_iter().map(|(one, left)| (one.id, left));
+        self.handle.send(Event::Departed {
+            departed: departed.collect(),
+        });
+        for (heir, repls) in messages {
+            tokio::spawn(self.clone().tell_heir(heir, repls));
+        }
+    }
+
+    /// A lost message costs time, not safety: the next session finds the owner in the store.
+    async fn tell_heir(self, heir: HostId, repls: Vec<(ReplId, Epoch)>) {
+        let count = u32::try_from(repls.len()).unwrap_or(u32::MAX);
+        let message = HandedOff { repls };
+        let told: anyhow::Result<HandedOffAnswer> =
+            session::tell(&*self.store, &heir, "handed-off", &message).await;
+        let started = match told {
+            Ok(answer) => answer.started.min(count),
+            Err(error) => {
+                tracing::info!(%heir, error = format!("{error:#}"), "tell of the hand-off");
+                0
+            }
+        };
+        self.handle.send(Event::HeardOf { count, started });
+    }
+
+    /// Who can take repls over. The machine has its own patience for an answer.
+    pub(super) async fn read_targets(&self) {
+        let read = async {
+            loop {
+                match self.targets().await {
+                    Ok(targets) => return targets,
+                    Err(error) => tracing::info!(%error, "read who can take over"),
+                }
+                tokio::time::sleep(DRAIN_TELL_MAX / 10).await;
+            }
+        };
+        if let Ok(targets) = tokio::time::timeout(DRAIN_TELL_MAX, read).await {
+            self.handle.send(Event::Targets { targets });
+        }
+    }
+
+    /// What the store says, which may be a little old: a target that has gone meanwhile rejects its hand-offs, and
+    /// those repls are released instead.
+    async fn targets(&self) -> Result<Vec<Target>, StoreError> {
+        let (hosts, owners) = tokio::try_join!(
+            self.store.range(keys::HOSTS),
+            self.store.range(keys::OWNERS)
+        )?;
+        let owners: Vec<_> = owners
+            .items
+            .iter()
+            .filter_map(|item| keys::read_owner(item, decode).ok())
+            .collect();
+        Ok(hosts
+            .items
+            .iter()
+            .filter_map(|item| keys::read_host(item, decode).ok())
+            .filter(|host| host.id != self.config.host && host.record.state == HostState::Active)
+            .map(|host| {
+                let carries = owners
+                    .iter()
+                    .filter(|owner| owner.record.incarnation == host.incarnation)
+                    .count();
+                let carries = u32::try_from(carries).unwrap_or(u32::MAX);
+                Target {
+                    room: host.record.capacity.saturating_sub(carries),
+                    host: host.id,
+                    incarnation: host.incarnation,
+                }
+            })
+            .collect())
+    }
+
+    /// Has every heir prepare. One that does not answer is not waited for longer than the machine does.
+    pub(super) async fn tell_what_is_coming(&self, told: Vec<(HostId, Vec<ReplId>)>) {
+        let telling = told.into_iter().map(|(heir, repls)| async move {
+            let message = Prepare { repls };
+            let told = session::tell::<()>(&*self.store, &heir, "prepare", &message);
+            match tokio::time::timeout(DRAIN_TELL_MAX, told).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::info!(%heir, error = format!("{error:#}"), "tell what is coming");
+                }
+                Err(_) => tracing::info!(%heir, "tell what is coming: no answer in time"),
+            }
+        });
+        join_all(telling).await;
+        self.handle.send(Event::Told);
+    }
+
+    /// This host is an heir: it prepares what it can.
+    pub(super) async fn prepare(&self, repls: Vec<ReplId>) {
+        let preparing = repls.into_iter().map(|repl| async move {
+            let prepared = async {
+                let (spec, _) = super::ownership::read_spec(&*self.store, &repl).await?;
+                self.runtime.prepare(&spec).await
+            };
+            if let Err(refusal) = prepared.await {
+                // The start itself will say the same to those who wait for it.
+                tracing::info!(%repl, %refusal, "prepare what is about to be handed off");
+            }
+        });
+        join_all(preparing).await;
+    }
+}
+
+/// Starts wait in line here: in the order in which they were wanted, only some at a time, so that the first of two
+/// hundred has the machine nearly to itself and its users need not wait for the last.
+#[derive(Default)]
+pub(super) struct StartQueue {
+    line: std::sync::Mutex<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: std::collections::VecDeque<ContainerId>,
+    under_way: usize,
+}
+
+/// How many starts are under way at once. More than the processors of a small machine, for some wait for disks.
+const STARTS_AT_ONCE: usize = 16;
+
+impl StartQueue {
+    fn line(&self) -> std::sync::MutexGuard<'_, Line> {
+        // Whole after every statement under the lock.
+        self.line
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<ContainerId> {
+        let mut line = self.line();
+        if line.under_way >= STARTS_AT_ONCE {
+            return None;
+        }
+        let next = line.waiting.pop_front()?;
+        line.under_way += 1;
+        Some(next)
+    }
+}
+
+impl Effects {
+    /// Starts it when its turn has come.
+    pub(super) fn start_in_turn(&self, id: ContainerId) {
+        self.starts.line().waiting.push_back(id);
+        self.start_next();
+    }
+
+    fn start_next(&self) {
+        while let Some(id) = self.starts.next() {
+            let this = self.clone();
+            tokio::spawn(async move {
+                this.start(id).await;
+                this.starts.line().under_way -= 1;
+                this.start_next();
+            });
+        }
+    }
+}
+
+/// The line as effects share it.
+pub(super) type Starts = Arc<StartQueue>;
