@@ -1,5 +1,7 @@
 //! `conman host …`: the machines of the fleet over the API.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use http::Method;
 use model::id::HostId;
@@ -20,6 +22,9 @@ pub(super) enum Command {
     Drain {
         /// The host
         host: HostId,
+        /// From SIGTERM to SIGKILL, as in 5s; zero kills at once [default: the host's drain_grace]
+        #[arg(long, value_parser = stuck::query::parse_duration, value_name = "DURATION")]
+        grace: Option<Duration>,
     },
     /// Let a drained host take repls again
     Undrain {
@@ -39,9 +44,13 @@ pub(super) async fn run(args: ApiArgs, command: Command) -> anyhow::Result<Exit>
     let output = args.output();
     match command {
         Command::Ls => list(&client, output).await,
-        Command::Drain { host } => {
+        Command::Drain { host, grace } => {
+            let verb = match grace {
+                Some(grace) => format!("drain?grace={}ms", grace.as_millis()),
+                None => "drain".to_owned(),
+            };
             let progress = Progress::begin(&format!("draining {host}"));
-            let answer = order(&client, &host, "drain").await;
+            let answer = order(&client, &host, &verb).await;
             drop(progress);
             let answer = answer?;
             report(output, &answer, &format!("{host}: {}", drained(&answer)))
@@ -87,6 +96,10 @@ fn drained(report: &Value) -> String {
     ) {
         (Some(containers), Some(handed_off), Some(released_ms)) => format!(
             "drained; {handed_off} of {containers} repls handed off, the last given up after {released_ms:.0} ms"
+        ),
+        (Some(containers), Some(handed_off), None) => format!(
+            "not drained in time; {handed_off} of {containers} repls handed off, {} still there",
+            field(report, "/unfinished")
         ),
         _ => "drained".to_owned(),
     }
