@@ -4,17 +4,18 @@ use std::process::ExitCode;
 
 use crate::client::ClientError;
 use crate::config::ConfigError;
+use crate::reap::driver::CannotReap;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// It did what was asked.
     Done,
-    /// The API refused it, it failed on the way, or `doctor` found something missing.
+    /// The API refused it, it failed on the way, `doctor` found something missing, or `reap` could not prove a death.
     Failed,
     /// The command line or the configuration is wrong; nothing was tried.
     Usage,
-    /// The API cannot be reached.
+    /// The API cannot be reached; for `reap`, the Docker engine, and nothing was killed.
     Unreachable,
     /// A server could not start: state directory or port in use, store unusable, not root.
     CannotStart,
@@ -28,9 +29,9 @@ pub enum Exit {
 pub(super) const HELP: &str = "\
 Exit codes:
   0    done
-  1    refused or failed; from doctor: something that is needed is missing
+  1    refused or failed; from doctor: something that is needed is missing; from reap: a death is not proven
   2    wrong usage or configuration
-  3    the API cannot be reached
+  3    the API cannot be reached; from reap: nor the Docker engine, and nothing was killed
   4    a server cannot start: state directory or port in use, store unusable, not root
   125  repl exec, repl shell: failed before or beside the program
   n    repl exec, repl shell: the program's own exit code, 128 + n for signal n";
@@ -59,6 +60,12 @@ impl Exit {
         if let Some(cannot) = error.downcast_ref::<CannotStart>() {
             let CannotStart(_) = cannot;
             return Exit::CannotStart;
+        }
+        if let Some(
+            CannotReap::Engine(_) | CannotReap::FilterNeedsEngine(_) | CannotReap::Find(_),
+        ) = error.downcast_ref()
+        {
+            return Exit::Unreachable;
         }
         if error.is::<ConfigError>() {
             return Exit::Usage;

@@ -14,6 +14,7 @@ mod host;
 mod keeper;
 mod log;
 pub mod output;
+mod reap;
 mod repl;
 mod serve;
 mod shell;
@@ -29,6 +30,7 @@ use self::exit::Exit;
 use self::output::Output;
 use crate::client::{ApiUrl, Client, ClientError};
 use crate::config::{self, CommonKeys, File, NodeKeys, Surroundings, UpKeys};
+use crate::reap::driver::CannotReap;
 
 /// Zero or one live container per repl, on machines that may vanish.
 #[derive(Debug, Parser)]
@@ -60,6 +62,8 @@ enum Command {
         #[command(subcommand)]
         command: host::Command,
     },
+    /// Kill this machine's Docker containers by their PIDs, prove it, and let the engine clean up
+    Reap(reap::ReapArgs),
     /// Check what this machine offers, and say what each missing thing costs
     Doctor(doctor::DoctorArgs),
     /// Find stuck sessions in logs
@@ -157,6 +161,7 @@ impl ApiArgs {
 
 /// Runs the command that this process's arguments ask for.
 pub fn main() -> Exit {
+    let began = std::time::Instant::now();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -173,6 +178,7 @@ pub fn main() -> Exit {
     };
     let json = match &arguments.command {
         Command::Repl { api, .. } | Command::Host { api, .. } => api.json,
+        Command::Reap(args) => args.json,
         _ => false,
     };
     let passes_on = matches!(
@@ -182,7 +188,7 @@ pub fn main() -> Exit {
             ..
         }
     );
-    match run(arguments.command) {
+    match run(arguments.command, began) {
         Ok(exit) => exit,
         Err(error) if is_closed_pipe(&error) => Exit::Done,
         Err(error) => {
@@ -196,7 +202,7 @@ pub fn main() -> Exit {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<Exit> {
+fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
     let surroundings = Surroundings::of_process();
     match command {
         Command::Up(args) => {
@@ -221,6 +227,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Keeper(args) => keeper::run(args),
         Command::Repl { api, command } => client_runtime()?.block_on(repl::run(api, command)),
         Command::Host { api, command } => client_runtime()?.block_on(host::run(api, command)),
+        Command::Reap(args) => client_runtime()?.block_on(reap::run(args, began)),
         Command::Doctor(args) => doctor::run(&args),
         // Its own small list of codes is a part of ours.
         Command::Stuck(args) => stuck::run(args).map(|code| match code {
@@ -249,7 +256,13 @@ fn complain(error: &anyhow::Error, json: bool) {
         let code = match error.downcast_ref::<ClientError>() {
             Some(ClientError::Refused { code, .. }) => code.clone(),
             Some(ClientError::Unreachable { .. }) => "api_unreachable".to_owned(),
-            _ => "failed".to_owned(),
+            None => match error.downcast_ref::<CannotReap>() {
+                Some(CannotReap::Engine(_) | CannotReap::FilterNeedsEngine(_)) => {
+                    "engine_unreachable".to_owned()
+                }
+                _ => "failed".to_owned(),
+            },
+            Some(_) => "failed".to_owned(),
         };
         let message = format!("{error:#}");
         eprintln!(

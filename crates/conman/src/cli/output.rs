@@ -120,6 +120,21 @@ impl Progress {
         bar.enable_steady_tick(Duration::from_millis(100));
         Self(bar)
     }
+
+    /// Something that can change what is said.
+    pub(super) fn handle(&self) -> ProgressHandle {
+        ProgressHandle(self.0.clone())
+    }
+}
+
+/// Changes what a [`Progress`] says.
+#[derive(Debug)]
+pub(super) struct ProgressHandle(ProgressBar);
+
+impl ProgressHandle {
+    pub(super) fn say(&self, what: &str) {
+        self.0.set_message(what.to_owned());
+    }
 }
 
 impl Drop for Progress {

@@ -21,7 +21,7 @@ mod layout;
 pub mod native;
 mod packet;
 pub mod process;
-mod ready;
+pub(crate) mod ready;
 mod refusal;
 
 use std::os::fd::OwnedFd;

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// When epoll has no room for it.
-pub(super) fn watch(
+pub(crate) fn watch(
     fd: impl Into<Arc<OwnedFd>>,
     interest: Interest,
 ) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {

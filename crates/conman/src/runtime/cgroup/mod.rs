@@ -13,6 +13,7 @@
 //!
 //! A controller that is nowhere to be had is a limit that is not kept: [`Cgroups::unlimited`] says which.
 
+pub(crate) mod directory;
 mod mounts;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,11 @@ use std::time::Duration;
 use model::id::{ContainerId, HostId};
 use model::spec::Limits;
 
+use self::directory::{
+    children, collect_processes, emptied_v2, gone_is_fine, is_empty_v1, is_empty_v2, is_gone,
+    named, remove_tree, write,
+};
+pub(crate) use self::mounts::unescape;
 pub use self::mounts::{Controller, Mounts};
 use super::layout::parse_id;
 
@@ -363,94 +369,6 @@ fn limit_v1(directory: &Path, controller: Controller, limits: &Limits) -> io::Re
     }
 }
 
-fn is_empty_v2(directory: &Path) -> io::Result<bool> {
-    match std::fs::read_to_string(directory.join("cgroup.events")) {
-        Ok(events) => Ok(says_empty(&events)),
-        Err(error) if is_gone(&error) => Ok(true),
-        Err(error) => Err(named(error, directory)),
-    }
-}
-
-fn says_empty(events: &str) -> bool {
-    events.lines().any(|line| line == "populated 0")
-}
-
-async fn emptied_v2(directory: &Path) -> io::Result<()> {
-    use std::os::fd::OwnedFd;
-    use std::os::unix::fs::FileExt;
-
-    let file = match std::fs::File::open(directory.join("cgroup.events")) {
-        Ok(file) => file,
-        Err(error) if is_gone(&error) => return Ok(()),
-        Err(error) => return Err(named(error, directory)),
-    };
-    // The kernel raises POLLPRI at each change of the file after it was read last.
-    let reader = file.try_clone()?;
-    let watched = super::ready::watch(OwnedFd::from(file), tokio::io::Interest::PRIORITY)?;
-    let mut buffer = [0; 128];
-    loop {
-        let read = match reader.read_at(&mut buffer, 0) {
-            Ok(read) => read,
-            Err(error) if is_gone(&error) => return Ok(()),
-            Err(error) => return Err(named(error, directory)),
-        };
-        if says_empty(&String::from_utf8_lossy(&buffer[..read])) {
-            return Ok(());
-        }
-        watched
-            .ready(tokio::io::Interest::PRIORITY)
-            .await?
-            .clear_ready();
-    }
-}
-
-fn is_empty_v1(directory: &Path) -> io::Result<bool> {
-    let mut processes = BTreeSet::new();
-    collect_processes(directory, &mut processes)?;
-    Ok(processes.is_empty())
-}
-
-fn collect_processes(directory: &Path, into: &mut BTreeSet<u32>) -> io::Result<()> {
-    match std::fs::read_to_string(directory.join("cgroup.procs")) {
-        Ok(text) => into.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-        Err(error) if is_gone(&error) => return Ok(()),
-        Err(error) => return Err(named(error, directory)),
-    }
-    for child in children(directory)? {
-        collect_processes(&child, into)?;
-    }
-    Ok(())
-}
-
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    // Most have no children: one system call.
-    match std::fs::remove_dir(directory) {
-        Ok(()) => return Ok(()),
-        Err(error) if is_gone(&error) => return Ok(()),
-        Err(_) => {}
-    }
-    for child in children(directory)? {
-        remove_tree(&child)?;
-    }
-    gone_is_fine(std::fs::remove_dir(directory)).map_err(|error| named(error, directory))
-}
-
-fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(named(error, directory)),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
-}
-
 /// With the directories above it. Another host that ends may take the fleet's empty one away in between.
 fn make_all(directory: &Path) -> io::Result<()> {
     let mut tries_left = 10;
@@ -472,34 +390,9 @@ fn make(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    std::fs::write(path, text).map_err(|error| named(error, path))
-}
-
 fn words(path: &Path) -> io::Result<BTreeSet<String>> {
     let text = std::fs::read_to_string(path).map_err(|error| named(error, path))?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
-}
-
-fn named(error: io::Error, path: &Path) -> io::Error {
-    let kind = if is_gone(&error) {
-        io::ErrorKind::NotFound
-    } else {
-        error.kind()
-    };
-    io::Error::new(kind, format!("{}: {error}", path.display()))
-}
-
-/// A cgroup that is removed while one of its files is open answers ENODEV.
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
-}
-
-fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if is_gone(&error) => Ok(()),
-        other => other,
-    }
 }
 
 /// Opening a control file that the kernel does not have, as one to be written, is "permission denied".

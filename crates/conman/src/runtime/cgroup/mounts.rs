@@ -71,7 +71,7 @@ impl Mounts {
 }
 
 /// The kernel writes blanks and backslashes in a path as `\040` and the like.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {
