@@ -18,3 +18,11 @@ fn nanoseconds(clock: ClockId) -> u64 {
     // Both clocks start at zero when the machine boots and never go back.
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
+
+/// Waits until a point on [`boottime`]; without one, for ever.
+pub async fn until(wakeup: Option<BootTime>) {
+    match wakeup {
+        Some(at) => tokio::time::sleep(at.since(boottime())).await,
+        None => std::future::pending().await,
+    }
+}

@@ -148,3 +148,7 @@ impl fmt::Display for ContainerId {
         write!(f, "{}@{}", self.repl, self.epoch)
     }
 }
+
+/// Names one caller that waits for an answer. Drawn by the driver, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);

@@ -59,6 +59,16 @@ pub const OBSERVE_EVERY: Duration = Duration::from_millis(250);
 /// How long a gateway holds a request for a repl that cannot be reached yet.
 pub const PARK_MAX: Duration = Duration::from_secs(15);
 
+/// How long a gateway waits at first before it asks again where nothing tells that asking is worth while: a host that denies
+/// what the store says, a store or a host that cannot be reached. Doubles up to [`REROUTE_PAUSE_MAX`].
+pub const REROUTE_PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// The longest such pause.
+pub const REROUTE_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// How long a gateway waits for a read of the store before it holds the store to be unreachable.
+pub const RESOLVE_MAX: Duration = Duration::from_secs(2);
+
 /// [`Timing::port_ready`] of every profile.
 pub const PORT_READY_MAX: Duration = Duration::from_secs(10);
 
@@ -102,6 +112,10 @@ const _: () = assert!(PATIENT.is_safe());
 const _: () = assert!(OBSERVE_EVERY.as_millis() * 2 <= FAST.renew.as_millis());
 // A request that waits through the silent loss of a host must still be there when its repl is free.
 const _: () = assert!(PARK_MAX.as_millis() > 2 * FAST.steal.as_millis() + 1_000);
+const _: () = assert!(REROUTE_PAUSE_MIN.as_millis() < REROUTE_PAUSE_MAX.as_millis());
+// Within its patience a session must be able to see a store fail and come back.
+const _: () =
+    assert!(RESOLVE_MAX.as_millis() * 3 + REROUTE_PAUSE_MAX.as_millis() < PARK_MAX.as_millis());
 const _: () = assert!(PORT_READY_MAX.as_millis() < PARK_MAX.as_millis());
 const _: () = assert!(DESTROY_GRACE.as_millis() < PREEMPTION_NOTICE.as_millis());
 // The phases of a drain fit into the shortest notice, each with its own end, whichever of them hangs.

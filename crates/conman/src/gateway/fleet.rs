@@ -1,13 +1,12 @@
 //! The hosts, as the store tells of them: kept by a watch, so that whoever waits is woken by a change.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use model::id::{HostId, Incarnation, ReplId, Revision};
-use model::keys::{self, Host, HostState};
-use model::rendezvous::rendezvous;
+use model::id::{HostId, Incarnation, Revision};
+use model::keys::{self, Host};
 use model::store::{Change, StoreError};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,10 +19,9 @@ pub(super) type Hosts = Arc<BTreeMap<HostId, Host>>;
 /// How long to wait before a broken watch is begun anew.
 const WATCH_RETRY: Duration = Duration::from_millis(100);
 
-/// All hosts, and how much each carries as far as this gateway knows.
+/// All hosts.
 pub(super) struct Fleet {
     hosts: watch::Receiver<Hosts>,
-    loads: Mutex<HashMap<HostId, u32>>,
     _follower: AbortOnDropHandle<()>,
 }
 
@@ -35,7 +33,6 @@ impl Fleet {
         let follower = tokio::spawn(follow(store, sender, from));
         Ok(Arc::new(Self {
             hosts,
-            loads: Mutex::default(),
             _follower: AbortOnDropHandle::new(follower),
         }))
     }
@@ -66,33 +63,6 @@ impl Fleet {
                 })
                 .await;
         }
-    }
-
-    /// What a host said that it carries.
-    pub(super) fn set_load(&self, host: &HostId, containers: u32) {
-        self.with_loads(|loads| loads.insert(host.clone(), containers));
-    }
-
-    fn with_loads<T>(&self, act: impl FnOnce(&mut HashMap<HostId, u32>) -> T) -> T {
-        // The map is whole after every statement under the lock.
-        act(&mut self.loads.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The host for a new container: the least loaded of those that take any, ties by rendezvous. Counts
-    /// it as placed, so that many at once spread.
-    pub(super) fn place(&self, hosts: &Hosts, repl: &ReplId, not: &[HostId]) -> Option<Host> {
-        self.with_loads(|loads| {
-            let load = |host: &Host| loads.get(&host.id).copied().unwrap_or(0);
-            let chosen = hosts
-                .values()
-                .filter(|host| host.record.state == HostState::Active && !not.contains(&host.id))
-                .min_by_key(|host| {
-                    let weight = rendezvous(repl.as_str(), host.id.as_str());
-                    (load(host), std::cmp::Reverse(weight))
-                })?;
-            *loads.entry(chosen.id.clone()).or_insert(0) += 1;
-            Some(chosen.clone())
-        })
     }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!   <repl>.<domain> ──► proxy ──┐
-//!   /v1/repls/…/shell ─► shell ─┼─► open ──► node client ──► the owner's node API
-//!   /v1/… ─────────────► api ───┘    │
-//!                                  fleet (a watch on /h/), the store (who owns the repl)
+//!   /v1/repls/…/shell ─► shell ─┼─► router ──► node client ──► the owner's node API
+//!   /v1/… ─────────────► api ───┘     │
+//!                                   fleet (a watch on /h/), the store (who owns the repl)
 //! ```
 //!
-//! Happy path: a request's `Host` names a repl; `open` finds its owner, or has a host claim and start it;
+//! Happy path: a request's `Host` names a repl; the router finds its owner, or has a host claim and start it;
 //! the request goes through the byte stream that the owner gives, and one line goes to the session log.
 //!
 //! A gateway owns nothing: it may die at any time, and there may be any number of them. It never imports
@@ -25,6 +25,7 @@ mod node_client;
 mod open;
 mod pool;
 mod proxy;
+mod router;
 mod session_log;
 mod shell;
 
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use self::fleet::Fleet;
 pub use self::metrics::GatewayMetrics;
 use self::pool::Pool;
+use self::router::Router;
 use self::session_log::SessionLog;
 use crate::store::Store;
 
@@ -79,6 +81,7 @@ struct Gateway {
     config: Config,
     store: Arc<dyn Store>,
     fleet: Arc<Fleet>,
+    router: Router,
     pool: Pool,
     metrics: GatewayMetrics,
     render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
@@ -107,10 +110,12 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let log = SessionLog::open(config.session_log.as_deref())?;
     let fleet = Fleet::follow(store.clone()).await?;
+    let router = Router::start(store.clone(), fleet.clone());
     let gateway = Arc::new(Gateway {
         config,
         store,
         fleet,
+        router,
         pool: Pool::default(),
         metrics,
         render_metrics,

@@ -182,7 +182,7 @@ impl Actor {
             tokio::select! {
                 // Deadlines first, whatever else is waiting.
                 biased;
-                () = until(wakeup) => self.step(Event::Tick),
+                () = clock::until(wakeup) => self.step(Event::Tick),
                 event = runtime.recv() => match event {
                     Some(event) => self.runtime_event(event),
                     None => return,
@@ -374,12 +374,5 @@ impl Actor {
                 .filter_map(|repl| self.container_status(repl))
                 .collect(),
         }
-    }
-}
-
-async fn until(wakeup: Option<BootTime>) {
-    match wakeup {
-        Some(at) => tokio::time::sleep(at.since(clock::boottime())).await,
-        None => std::future::pending().await,
     }
 }

@@ -388,12 +388,12 @@ async fn without_the_store_nothing_is_promised() {
         .await,
     );
     insta::assert_snapshot!(lines.join("\n"), @r#"
+    503 store_unavailable (platform): blue was not reached within 0.3 s: the store is unavailable: told to be unavailable
     503 store_unavailable (platform): the store is unavailable: told to be unavailable
     503 store_unavailable (platform): the store is unavailable: told to be unavailable
     503 store_unavailable (platform): the store is unavailable: told to be unavailable
     503 store_unavailable (platform): the store is unavailable: told to be unavailable
-    503 store_unavailable (platform): the store is unavailable: told to be unavailable
-    503 store_unavailable (platform): the store is unavailable: told to be unavailable
+    503 store_unavailable (platform): blue was not reached within 0.3 s: the store is unavailable: told to be unavailable
     503 store_unavailable (platform): the store is unavailable: told to be unavailable
     "#);
     fleet.gateway_store.misbehave(Misbehaviour::default());

@@ -1,8 +1,9 @@
 //! Users' requests reach their repls.
 
+use conman::store::memory::{Calls, Misbehaviour};
 use serde_json::{Value, json};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, request, text};
 
 #[tokio::test]
 async fn a_request_starts_its_repl_and_is_answered_by_it() {
@@ -65,4 +66,41 @@ async fn a_drain_moves_a_repl_under_its_users() {
         .map(|host| &host["state"])
         .collect();
     assert!(states.contains(&&json!("draining")) && states.contains(&&json!("active")));
+}
+
+fn away() -> Misbehaviour {
+    Misbehaviour {
+        calls: Calls::Unavailable,
+        ..Misbehaviour::default()
+    }
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_store_that_is_away() {
+    let fleet = Fleet::start(1).await;
+    fleet.create("blue").await;
+    fleet.gateway_store.misbehave(away());
+    let mut client = fleet.connect().await;
+    let answer = client.send_request(request("GET", "blue.localhost", "/", ""));
+    let mut answer = std::pin::pin!(answer);
+    while fleet.metric("conman_sessions_parked").await != Some(1.0) {
+        let moment = std::time::Duration::from_millis(5);
+        let early = tokio::time::timeout(moment, answer.as_mut()).await;
+        assert!(early.is_err(), "answered without a store: {early:?}");
+    }
+    fleet.gateway_store.misbehave(Misbehaviour::default());
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(text(answer).await.starts_with("blue@"));
+}
+
+#[tokio::test]
+async fn a_repl_that_was_reached_before_needs_no_store() {
+    let fleet = Fleet::start(1).await;
+    fleet.create("blue").await;
+    fleet.send("GET", "blue.localhost", "/", "").await;
+    fleet.gateway_store.misbehave(away());
+    // A port of its own: no connection to it is kept from the first request.
+    let (status, body) = fleet.send("GET", "8000-blue.localhost", "/", "").await;
+    assert_eq!((status, body.starts_with("blue@")), (200, true), "{body}");
 }

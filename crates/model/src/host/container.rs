@@ -14,12 +14,9 @@
 use std::time::Duration;
 
 use crate::api::ContainerState;
+pub use crate::id::Ticket;
 use crate::id::{Epoch, HostId, Incarnation};
 use crate::time::BootTime;
-
-/// Names one caller that waits for an answer. Drawn by the driver, never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use model::api::{ContainerState, Refusal, RefusalCode};
 use model::id::{HostId, ReplId};
 use model::keys::{self, Host, Owner};
+use model::routing::unknown_repl;
 use model::spec::Spec;
 use model::store::{Compare, Operation, StoreError, Target, Txn, TxnOutcome};
 use model::wire::node::{HostStatus, OpenKind, StopRequest};
@@ -22,7 +23,6 @@ use crate::gateway::document::SpecSchema;
 use crate::gateway::error::{ApiError, Json};
 use crate::gateway::fleet::decode;
 use crate::gateway::node_client::{self, NodeError};
-use crate::gateway::open::unknown_repl;
 use crate::gateway::{Gateway, front};
 
 /// What a repl is doing.
