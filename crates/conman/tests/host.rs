@@ -66,6 +66,7 @@ impl Fleet {
             timing: FAST,
             boot_id: "boot".into(),
             drains: host::Drains::default(),
+            notices: host::Notices::default(),
         };
         let stop = CancellationToken::new();
         let mut registry = prometheus_client::registry::Registry::default();
@@ -254,4 +255,21 @@ async fn a_drain_moves_everything_to_the_other_host() {
     );
     let refused = one.start("red", None).await.unwrap_err();
     assert_eq!(refused.refusal.code.as_str(), "draining");
+}
+
+#[tokio::test]
+async fn a_notice_empties_the_host() {
+    let fleet = Fleet::new();
+    fleet.put_spec("blue", server()).await;
+    let one = fleet.host("host-1", &Fake::new());
+    let two = fleet.host("host-2", &Fake::new());
+    fleet.registered(2).await;
+    one.start("blue", None).await.unwrap();
+    let (status, _, _) = one
+        .call("/node/v1/notice", json!({"within_ms": 9_000}))
+        .await;
+    assert_eq!(status, 202);
+    two.fake.until(|fake| fake.alive().len() == 1).await;
+    assert!(one.fake.alive().is_empty());
+    assert!(one.status().await.draining);
 }

@@ -140,6 +140,7 @@ fn host_role(
         timing: common.profile.timing(),
         boot_id: boot_id()?,
         drains: common.drains,
+        notices: host.notices.clone(),
     };
     Ok(host::serve(
         config,

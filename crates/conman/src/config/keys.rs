@@ -61,6 +61,10 @@ file! {
     host: String,
     host_address: String,
     keeper_socket: PathBuf,
+    notice_google: String,
+    notice_amazon: String,
+    notice_azure: String,
+    notice_file: PathBuf,
 }
 
 keys! {
@@ -110,6 +114,14 @@ keys! {
         host_address: String = "CONMAN_HOST_ADDRESS", "ADDRESS";
         /// Where the host's keeper listens [default: a socket in the state directory]
         keeper_socket: PathBuf = "CONMAN_KEEPER_SOCKET", "PATH";
+        /// Take notice of preemption from Google Cloud's metadata server: on, off, or where it is [default: off]
+        notice_google: String = "CONMAN_NOTICE_GOOGLE", "URL";
+        /// The same from Amazon EC2's: spot interruptions and rebalance recommendations [default: off]
+        notice_amazon: String = "CONMAN_NOTICE_AMAZON", "URL";
+        /// The same from Azure's: scheduled events, which are acknowledged when the host is empty [default: off]
+        notice_azure: String = "CONMAN_NOTICE_AZURE", "URL";
+        /// A file whose appearance is a notice; in it may be when, as in 90s
+        notice_file: PathBuf = "CONMAN_NOTICE_FILE", "PATH";
         /// Where the gateway listens; without it the node is no gateway
         listen: String = "CONMAN_LISTEN", "ADDRESS";
     }

@@ -9,6 +9,7 @@
 //! exist is wrong too, in the file and among the variables.
 
 mod keys;
+mod notices;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::ParseIntError;
@@ -20,7 +21,8 @@ use model::timing::{DRAIN_RESERVE, FAST, PATIENT, PREEMPTION_NOTICE, Timing};
 use serde::Deserialize;
 
 pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
-use crate::host::Drains;
+use self::notices::NoticeKeys;
+use crate::host::{Drains, Notices};
 use crate::node::{Address, BadAddress};
 
 /// What makes containers.
@@ -235,6 +237,8 @@ pub struct Host {
     pub address: Address,
     /// Where its keeper listens.
     pub keeper_socket: PathBuf,
+    /// Whom it believes that its machine is about to be gone.
+    pub notices: Notices,
 }
 
 /// The gateway's address when nothing is said.
@@ -453,11 +457,18 @@ impl Node {
         let keys = keys.or(file);
         let common = Common::resolve(common, file, surroundings)?;
         let listen = keys.listen.as_deref().map(listen_address).transpose()?;
+        let notices = NoticeKeys {
+            google: keys.notice_google,
+            amazon: keys.notice_amazon,
+            azure: keys.notice_azure,
+            file: keys.notice_file,
+        };
         let host = match keys.host {
             Some(name) => Some(Host::resolve(
                 &name,
                 keys.host_address,
                 keys.keeper_socket,
+                notices.resolve()?,
                 &common,
             )?),
             None => None,
@@ -478,6 +489,7 @@ impl Host {
         name: &str,
         address: Option<String>,
         keeper_socket: Option<PathBuf>,
+        notices: Notices,
         common: &Common,
     ) -> Result<Self, ConfigError> {
         let name: HostId = name
@@ -500,6 +512,7 @@ impl Host {
             name,
             address,
             keeper_socket,
+            notices,
         })
     }
 }

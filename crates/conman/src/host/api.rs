@@ -17,8 +17,8 @@ use model::api::{Refusal, RefusalCode};
 use model::host::Answer;
 use model::id::{ContainerId, Epoch, ReplId};
 use model::wire::node::{
-    DrainRequest, ExecAnswer, ExecRequest, HandedOff, NodeEvent, NodeRefusal, OPEN_EPOCH,
-    OPEN_LOAD, OpenKind, OpenRequest, Prepare, StopRequest, UPGRADE,
+    DrainRequest, ExecAnswer, ExecRequest, HandedOff, NodeEvent, NodeRefusal, NoticeRequest,
+    OPEN_EPOCH, OPEN_LOAD, OpenKind, OpenRequest, Prepare, StopRequest, UPGRADE,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::effects::Effects;
 use super::live::Live;
+use super::notice::Caller;
 use super::session::{self, Joined};
 use super::{Config, Handle, shell, tail};
 use crate::node::Listener;
@@ -39,6 +40,7 @@ pub(super) struct Node {
     pub(super) effects: Effects,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) handle: Handle,
+    pub(super) caller: Caller,
     pub(super) render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
@@ -80,6 +82,7 @@ fn router(node: Node) -> Router {
         .route("/node/v1/handed-off", post(handed_off))
         .route("/node/v1/drain", post(drain))
         .route("/node/v1/undrain", post(undrain))
+        .route("/node/v1/notice", post(notice))
         .route("/node/v1/status", get(status))
         .route("/node/v1/events", get(events))
         .route("/node/v1/metrics", get(metrics))
@@ -316,6 +319,11 @@ async fn drain(
         Answer::Refused(refused) => Err(Refused(refused)),
         _ => Ok(StatusCode::OK.into_response()),
     }
+}
+
+async fn notice(State(node): State<Node>, Json(given): Json<NoticeRequest>) -> StatusCode {
+    node.caller.call(given.within_ms.map(Duration::from_millis));
+    StatusCode::ACCEPTED
 }
 
 async fn undrain(State(node): State<Node>) -> StatusCode {

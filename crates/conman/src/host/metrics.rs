@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::notice;
+
 /// A part of a container's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum KillPhase {
@@ -18,6 +20,35 @@ pub(super) enum KillPhase {
     Dead,
     /// From proven death to the repl's release or hand-off.
     Released,
+}
+
+/// [`notice::Kind`] as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum NoticeSource {
+    Google,
+    Amazon,
+    Azure,
+    File,
+    Terminate,
+    Http,
+}
+
+impl From<notice::Kind> for NoticeSource {
+    fn from(kind: notice::Kind) -> Self {
+        match kind {
+            notice::Kind::Google => Self::Google,
+            notice::Kind::Amazon => Self::Amazon,
+            notice::Kind::Azure => Self::Azure,
+            notice::Kind::File => Self::File,
+            notice::Kind::Terminate => Self::Terminate,
+            notice::Kind::Http => Self::Http,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: NoticeSource,
 }
 
 /// [`DrainPhase`] as a label.
@@ -97,6 +128,9 @@ pub struct HostMetrics {
     pub(super) renewals_failed: Counter,
     pub(super) fences: Counter,
     pub(super) thefts: Counter,
+    notice_sources: Family<SourceLabel, Gauge>,
+    notice_failures: Family<SourceLabel, Counter>,
+    notices: Family<SourceLabel, Counter>,
 }
 
 fn fine_seconds() -> Histogram {
@@ -120,6 +154,9 @@ impl HostMetrics {
             renewals_failed: Counter::default(),
             fences: Counter::default(),
             thefts: Counter::default(),
+            notice_sources: Family::default(),
+            notice_failures: Family::default(),
+            notices: Family::default(),
         };
         registry.register(
             "conman_containers",
@@ -166,6 +203,21 @@ impl HostMetrics {
             "Registrations of silent hosts that this host ended",
             metrics.thefts.clone(),
         );
+        registry.register(
+            "conman_notice_source_up",
+            "Whether the last look at a source of notices worked",
+            metrics.notice_sources.clone(),
+        );
+        registry.register(
+            "conman_notice_source_failures",
+            "Looks at a source of notices that failed",
+            metrics.notice_failures.clone(),
+        );
+        registry.register(
+            "conman_notices",
+            "Notices that this machine is about to be gone",
+            metrics.notices.clone(),
+        );
         metrics
     }
 
@@ -198,6 +250,23 @@ impl HostMetrics {
         self.drain_seconds
             .get_or_create(&DrainLabel { phase })
             .observe(after.as_secs_f64());
+    }
+
+    pub(super) fn notice_source(&self, kind: notice::Kind, up: bool) {
+        let label = SourceLabel {
+            source: kind.into(),
+        };
+        if !up {
+            self.notice_failures.get_or_create(&label).inc();
+        }
+        self.notice_sources.get_or_create(&label).set(up.into());
+    }
+
+    pub(super) fn notice(&self, kind: notice::Kind) {
+        let label = SourceLabel {
+            source: kind.into(),
+        };
+        self.notices.get_or_create(&label).inc();
     }
 
     pub(super) fn renewed(&self, lateness: Lateness) {

@@ -16,6 +16,7 @@ mod departures;
 mod effects;
 mod live;
 mod metrics;
+mod notice;
 mod observe;
 mod ownership;
 mod session;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use model::host::DrainOrder;
+use model::host::{Answer, DrainOrder};
 use model::id::HostId;
 use model::timing::{OPERATOR_GRACE, PREEMPTION_NOTICE, Timing};
 use model::wire::node::{DrainCause, DrainRequest};
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::actor::Handle;
 pub use self::metrics::HostMetrics;
+pub use self::notice::{Notices, Terminate};
 use crate::node::Address;
 use crate::runtime::Runtime;
 use crate::store::Store;
@@ -53,6 +55,8 @@ pub struct Config {
     pub boot_id: String,
     /// How it is emptied.
     pub drains: Drains,
+    /// Whom it believes that its machine is about to be gone.
+    pub notices: Notices,
 }
 
 /// How a host is emptied when the request does not say.
@@ -86,6 +90,25 @@ impl Drains {
     }
 }
 
+/// Empties the host at each notice of a source.
+async fn listen(
+    source: Box<dyn notice::Source>,
+    drains: Drains,
+    metrics: Arc<HostMetrics>,
+    handle: Handle,
+) {
+    let drain = |order| {
+        let handle = handle.clone();
+        async move {
+            match handle.drain(order).await {
+                Answer::Drained(report) => Some(report),
+                _ => None,
+            }
+        }
+    };
+    notice::watch(source, drains, notice::RETRY, &metrics, drain).await;
+}
+
 /// Runs a host until `stop` is cancelled. Its containers live on in the keeper, until the deadline.
 ///
 /// # Errors
@@ -113,7 +136,17 @@ pub async fn serve(
         runtime.clone(),
         metrics.clone(),
     );
+    let (caller, called) = notice::called();
+    let sources = notice::sources(&config.notices, called).context("listen for notices")?;
     let mut tasks = tokio::task::JoinSet::new();
+    for source in sources {
+        tasks.spawn(listen(
+            source,
+            config.drains,
+            metrics.clone(),
+            handle.clone(),
+        ));
+    }
     tasks.spawn(actor.run(runtime_events));
     tasks.spawn(observe::run(
         config.host.clone(),
@@ -129,6 +162,7 @@ pub async fn serve(
             effects,
             runtime,
             handle,
+            caller,
             render_metrics,
         },
     ));

@@ -263,6 +263,7 @@ fn start_host(
         },
         boot_id: "boot".into(),
         drains: host::Drains::default(),
+        notices: host::Notices::default(),
     };
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);

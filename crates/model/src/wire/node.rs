@@ -9,6 +9,7 @@
 //! POST /node/v1/prepare     Prepare       -> 200, when what can be done ahead of these is done
 //! POST /node/v1/handed-off  HandedOff     -> 200 HandedOffAnswer, when each of them runs or will not
 //! POST /node/v1/drain       DrainRequest  -> 200 DrainReport, when it is over
+//! POST /node/v1/notice      NoticeRequest -> 202: this machine is about to be gone
 //! POST /node/v1/undrain                   -> 200
 //! GET  /node/v1/status                    -> 200 HostStatus
 //! GET  /node/v1/events                    -> 200 NDJSON of NodeEvent without end: first all there is, then changes
@@ -148,6 +149,14 @@ pub struct DrainRequest {
     /// The time from the notice until the host is to be empty, in milliseconds.
     #[serde(default)]
     pub budget_ms: Option<u64>,
+}
+
+/// Says that the host's machine is about to be gone: a drain with the grace for that begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticeRequest {
+    /// In how many milliseconds; half a minute without it.
+    #[serde(default)]
+    pub within_ms: Option<u64>,
 }
 
 /// The phases of a drain, in their order.

@@ -39,6 +39,7 @@ use super::exit::{CannotStart, Exit};
 use super::serve::{gateway_role, listen_on, open_store, raise_open_files, runtime_options};
 use crate::config::{Common, Host, RuntimeKind, Up, host_name};
 use crate::gateway::Preemptor;
+use crate::host::Notices;
 use crate::node::Address;
 use crate::runtime;
 use crate::store::sqlite::Sqlite;
@@ -237,6 +238,7 @@ fn clean_host(common: &Common, host: &HostId) {
             name: host.clone(),
             address: Address::Unix(common.host_socket(host)),
             keeper_socket: common.keeper_socket(host),
+            notices: Notices::default(),
         },
     );
     let purged = match common.runtime {
