@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::http;
+use crate::{fleet, http};
 
 const IMAGE: &str = "conman-bench";
+/// A port for each run, so that none waits for the one before to be let go of.
+const FIRST_PORT: u16 = 21_000;
 
 fn docker(arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("docker")
@@ -24,8 +26,21 @@ fn docker(arguments: &[&str]) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Runs and removes containers one after another; how long each took until its server answered, in ms.
+pub(crate) async fn runs(count: usize) -> anyhow::Result<Vec<f64>> {
+    let directory = tempfile::tempdir()?;
+    import(&fleet::make_image(directory.path())?)?;
+    let mut spent = vec![];
+    for number in 0..count {
+        let port = FIRST_PORT + u16::try_from(number)?;
+        spent.push(run_until_answer(port).await?.as_secs_f64() * 1e3);
+    }
+    docker(&["rmi", "-f", IMAGE])?;
+    Ok(spent)
+}
+
 /// Makes an image of a root file system.
-pub(crate) fn import(image: &Path) -> anyhow::Result<()> {
+fn import(image: &Path) -> anyhow::Result<()> {
     let mut tar = Command::new("tar")
         .arg("-C")
         .arg(image)
@@ -44,7 +59,7 @@ pub(crate) fn import(image: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs a container until its server answers, and removes it.
-pub(crate) async fn run_until_answer(port: u16) -> anyhow::Result<Duration> {
+async fn run_until_answer(port: u16) -> anyhow::Result<Duration> {
     let publish = format!("127.0.0.1:{port}:8000");
     let began = Instant::now();
     let id = docker(&[
@@ -72,9 +87,4 @@ pub(crate) async fn run_until_answer(port: u16) -> anyhow::Result<Duration> {
     };
     docker(&["rm", "-f", &id])?;
     Ok(spent)
-}
-
-/// Removes the image.
-pub(crate) fn remove_image() -> anyhow::Result<()> {
-    docker(&["rmi", "-f", IMAGE]).map(drop)
 }

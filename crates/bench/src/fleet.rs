@@ -18,6 +18,40 @@ pub(crate) struct Fleet {
     image: PathBuf,
 }
 
+/// A host that is to be lost.
+pub(crate) struct Lost {
+    pub(crate) host: String,
+    /// Its keeper and its conman.
+    pub(crate) processes: [u64; 2],
+    /// What it carries.
+    pub(crate) repls: Vec<String>,
+}
+
+/// What the product takes of the machine's memory, as PSS.
+#[derive(Default)]
+pub(crate) struct Product {
+    /// How many inits there are, one for each container.
+    pub(crate) inits: usize,
+    pub(crate) inits_bytes: u64,
+    /// Gateway, hosts, keepers and what belongs to them.
+    pub(crate) others_bytes: u64,
+}
+
+/// The first number behind a name in a file of procfs.
+fn field(text: &str, name: &str) -> anyhow::Result<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = rest.and_then(|rest| rest.split_whitespace().next());
+    let number = number.with_context(|| format!("find {name} in {text}"))?;
+    number.parse().with_context(|| format!("read {name}"))
+}
+
+fn is_init(status: &str) -> anyhow::Result<bool> {
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let pids = line.context("find NSpid")?.split_whitespace();
+    // As seen from here, and from each namespace further in.
+    Ok(pids.clone().count() > 1 && pids.last() == Some("1"))
+}
+
 fn binaries() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
     Ok(own.parent().context("find its directory")?.to_owned())
@@ -150,39 +184,47 @@ impl Fleet {
         Ok(serde_json::from_str(&answer.body).unwrap_or(Value::Null))
     }
 
-    /// The host that carries most, and its repls.
-    pub(crate) async fn busiest(&self) -> anyhow::Result<(Value, Vec<String>)> {
+    /// The host that carries most.
+    pub(crate) async fn busiest(&self) -> anyhow::Result<Lost> {
         let hosts = self.api("GET", "/v1/hosts").await?;
         let hosts = hosts["hosts"].as_array().context("the hosts")?;
         let busiest = hosts.iter().max_by_key(|host| host["containers"].as_u64());
-        let busiest = busiest.context("a host")?.clone();
+        let busiest = busiest.context("a host")?;
+        let process = |name: &str| busiest[name].as_u64().context(format!("its {name}"));
         let repls = self.api("GET", "/v1/repls").await?;
         let repls = repls["repls"].as_array().context("the repls")?;
-        let carried = repls
-            .iter()
-            .filter(|repl| repl["host"] == busiest["id"])
-            .filter_map(|repl| repl["id"].as_str().map(str::to_owned))
-            .collect();
-        Ok((busiest, carried))
+        Ok(Lost {
+            host: busiest["id"].as_str().context("its name")?.to_owned(),
+            processes: [process("keeper_pid")?, process("conman_pid")?],
+            repls: repls
+                .iter()
+                .filter(|repl| repl["host"] == busiest["id"])
+                .filter_map(|repl| repl["id"].as_str().map(str::to_owned))
+                .collect(),
+        })
     }
 
-    /// Memory of the product itself, in bytes of PSS: all processes that run its binary, the containers'
-    /// inits among them.
-    pub(crate) fn product_pss_bytes(&self) -> anyhow::Result<u64> {
+    /// Memory of the product itself: of all processes that run its binary.
+    pub(crate) fn product(&self) -> anyhow::Result<Product> {
         let binary = std::fs::canonicalize(binaries()?.join("conman"))?;
-        let mut sum_kib = 0;
+        let mut product = Product::default();
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let is_ours =
                 std::fs::read_link(entry.path().join("exe")).is_ok_and(|program| program == binary);
             if !is_ours {
                 continue;
             }
-            let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup"))?;
-            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-            let kib = pss.and_then(|pss| pss.split_whitespace().next());
-            sum_kib += kib.and_then(|kib| kib.parse::<u64>().ok()).context("PSS")?;
+            let read = |name| std::fs::read_to_string(entry.path().join(name));
+            let bytes = 1_024 * field(&read("smaps_rollup")?, "Pss:")?;
+            // Of all that run this binary only an init is the first process of a PID namespace of its own.
+            if is_init(&read("status")?)? {
+                product.inits += 1;
+                product.inits_bytes += bytes;
+            } else {
+                product.others_bytes += bytes;
+            }
         }
-        Ok(sum_kib * 1024)
+        Ok(product)
     }
 
     /// How many times the witness saw two containers of one repl.
