@@ -58,12 +58,14 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
     let layout = Layout::new(options);
     make_private(&layout.state)?;
     make_private(&layout.workspaces)?;
+    std::fs::create_dir_all(layout.records())?;
     for directory in [
         layout.overlays(),
-        layout.records(),
         layout.state.join("logs"),
+        layout.workspaces.clone(),
     ] {
-        std::fs::create_dir_all(directory)?;
+        std::fs::create_dir_all(&directory)?;
+        spread_out(&directory);
     }
     make_witness(options)?;
     let cgroups = cgroups(options, mounts)?;
@@ -127,7 +129,7 @@ impl Native {
         };
         make(&self.layout.workspace(id))?;
         make(&self.layout.overlay(id))?;
-        make(&self.layout.logs(id))
+        make(&self.layout.logs(&id.repl))
     }
 }
 
@@ -315,6 +317,25 @@ pub(super) fn make_private(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(directory)?;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Tells the file system that what is in the directories in here has little to do with each other, so that it
+/// need not lie close together (`chattr +T`).
+///
+/// A container makes and removes some twenty inodes. ext4 does not reuse a removed one for a minute and more, and
+/// looks at each of them anew for every one that it makes nearby: with containers coming and going in one
+/// corner of the disk, that was half of the time of a start.
+fn spread_out(directory: &Path) {
+    use rustix::fs::{IFlags, Mode, OFlags};
+    let flag = || -> rustix::io::Result<()> {
+        let opened = rustix::fs::open(directory, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = rustix::fs::ioctl_getflags(&opened)?;
+        rustix::fs::ioctl_setflags(&opened, flags | IFlags::TOPDIR)
+    };
+    // Only slower without; most other file systems know no such thing.
+    if let Err(error) = flag() {
+        tracing::debug!(directory = %directory.display(), %error, "spread out");
+    }
 }
 
 pub(super) fn remove_all(directory: &Path) -> io::Result<()> {
