@@ -133,7 +133,7 @@ pub(super) fn routes() -> Vec<Route> {
             get_.clone(),
             "/v1/repls/{id}/logs",
             get(sessions::logs),
-            &[REPL, HOST, &[Code::NotRunning]],
+            &[REPL, HOST],
         ),
         route(
             get_.clone(),

@@ -82,7 +82,7 @@ async fn follow_fleet(gateway: Arc<Gateway>, sender: Sender) {
 async fn follow_host(host: Host, sender: Sender) {
     let stream = node_client::stream(&host, Method::GET, "/node/v1/events", None::<&()>);
     let mut body = match stream.await {
-        Ok(body) => body,
+        Ok(stream) => stream.body,
         // A host that is not there tells by a change of its key when it is.
         Err(error) => return tracing::debug!(host = %host.id, ?error, "follow a host"),
     };

@@ -140,7 +140,7 @@ pub(super) async fn call<T: DeserializeOwned>(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<T, NodeError> {
-    let body = stream(host, method, path, body).await?;
+    let body = stream(host, method, path, body).await?.body;
     let bytes = body.collect().await?.to_bytes();
     let bytes = if bytes.is_empty() {
         Bytes::from_static(b"null")
@@ -150,20 +150,30 @@ pub(super) async fn call<T: DeserializeOwned>(
     serde_json::from_slice(&bytes).map_err(|error| NodeError::Unreachable(error.to_string()))
 }
 
+/// Bytes that a host sends.
+pub(super) struct Stream {
+    /// Of which container, where that is said.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) body: Incoming,
+}
+
 /// One call of the node API whose answer is a stream of bytes.
 pub(super) async fn stream(
     host: &Host,
     method: Method,
     path: &str,
     body: Option<&impl Serialize>,
-) -> Result<Incoming, NodeError> {
+) -> Result<Stream, NodeError> {
     let mut sender = connect(host).await?;
     let body = body.map_or_else(Bytes::new, encode);
     let answer = sender
         .send_request(request(host, method, path, body)?)
         .await?;
     if answer.status().is_success() {
-        Ok(answer.into_body())
+        Ok(Stream {
+            epoch: number(answer.headers(), OPEN_EPOCH).map(Epoch),
+            body: answer.into_body(),
+        })
     } else {
         Err(refused(answer.into_body()).await)
     }

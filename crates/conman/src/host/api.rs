@@ -255,7 +255,7 @@ async fn exec(
 struct LogsQuery {
     #[serde(default)]
     follow: bool,
-    /// Whose output, if not that of the container that runs.
+    /// Whose output, if not that of the container that runs, or else of the last one.
     epoch: Option<u64>,
 }
 
@@ -274,17 +274,19 @@ async fn logs(
             epoch: Epoch(epoch),
         },
         (None, Some(live)) => live.running.id.clone(),
-        (None, None) => {
-            let message = format!("{repl} has no container on this host");
-            return Err(Refusal::new(RefusalCode::NotRunning, message).into());
-        }
+        (None, None) => node.runtime.newest_logs(&repl).ok_or_else(|| {
+            let message = format!("{repl} has had no container on this host");
+            Refusal::new(RefusalCode::NotRunning, message)
+        })?,
     };
+    let epoch = id.epoch;
     let gone = live
         .filter(|live| live.running.id == id && query.follow)
         .map(|live| live.gone.clone());
     let (pieces, stream) = mpsc::channel(4);
     tokio::spawn(tail::send(node.runtime.clone(), id, gone, pieces));
-    Ok(Body::from_stream(ReceiverStream::new(stream)).into_response())
+    let headers = [(OPEN_EPOCH, HeaderValue::from(epoch.0))];
+    Ok((headers, Body::from_stream(ReceiverStream::new(stream))).into_response())
 }
 
 async fn stop(

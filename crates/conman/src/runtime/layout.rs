@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use model::id::{ContainerId, HostId};
+use model::id::{ContainerId, HostId, ReplId};
 
 /// What a runtime on real processes needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +69,12 @@ impl Layout {
         self.records().join(format!("{id}.json"))
     }
 
-    pub(super) fn logs(&self, id: &ContainerId) -> PathBuf {
-        self.state.join("logs").join(id.repl.as_str())
+    pub(super) fn logs(&self, repl: &ReplId) -> PathBuf {
+        self.state.join("logs").join(repl.as_str())
     }
 
     pub(super) fn log_files(&self, id: &ContainerId) -> [PathBuf; 2] {
-        let directory = self.logs(id);
+        let directory = self.logs(&id.repl);
         [0, 1].map(|part| directory.join(format!("{}.{part}", id.epoch)))
     }
 

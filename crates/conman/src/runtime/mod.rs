@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use model::api::Refusal;
-use model::id::ContainerId;
+use model::id::{ContainerId, ReplId};
 use model::spec::Spec;
 use model::time::BootTime;
 use tokio::net::TcpStream;
@@ -184,6 +184,12 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Where the output of this container is.
     fn logs(&self, id: &ContainerId) -> LogFiles;
+
+    /// The container of this repl, alive or not, whose output is the newest that is still here.
+    fn newest_logs(&self, _repl: &ReplId) -> Option<ContainerId> {
+        // A runtime that keeps nothing of dead containers has nothing to say.
+        None
+    }
 
     /// Removes what a dead container left: overlay, cgroup, logs of older epochs. Off the critical path.
     fn cleanup(&self, id: &ContainerId) -> BoxFuture<'_, Result<(), Refusal>>;

@@ -120,7 +120,7 @@ impl Walls for Process {
         };
         let make_files = || {
             std::fs::create_dir_all(&home)?;
-            std::fs::create_dir_all(self.layout.logs(id))?;
+            std::fs::create_dir_all(self.layout.logs(&id.repl))?;
             record.write(&self.layout.record(id))
         };
         make_files().map_err(cannot)?;

@@ -1,9 +1,9 @@
 //! A real fleet: the binary, its hosts, its containers; and the witness that reads the machine.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,14 +11,24 @@ use conman::runtime::RuntimeOptions;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+
+/// The variable by which this fleet's servers are known.
+const MARK: &str = "FLEET";
+
+/// How long to wait before something that tells of no change is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A fleet that was started by a test, in a directory of its own.
 pub(crate) struct Fleet {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     address: String,
+    pub(crate) state: PathBuf,
+    /// Of this test's own, with the state in it unless that was told to be elsewhere.
     pub(crate) directory: tempfile::TempDir,
 }
 
@@ -34,11 +44,14 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// A root file system with nothing but the test server and the libraries that it needs.
+/// A root file system with nothing but the test server and the libraries that it needs; made once.
 pub(crate) fn make_image(directory: &Path) -> PathBuf {
     let conman = PathBuf::from(env!("CARGO_BIN_EXE_conman"));
     let server = conman.with_file_name("testserver");
     let image = directory.join("image");
+    if image.exists() {
+        return image;
+    }
     std::fs::create_dir_all(&image).unwrap();
     std::fs::copy(&server, image.join("testserver"))
         .unwrap_or_else(|error| panic!("{}: {error}; build the whole workspace", server.display()));
@@ -55,38 +68,91 @@ pub(crate) fn make_image(directory: &Path) -> PathBuf {
     image
 }
 
+fn spawn(
+    directory: &Path,
+    state: &Path,
+    address: &str,
+    arguments: &[&str],
+) -> (Child, BufReader<ChildStdout>) {
+    let mut log = std::fs::File::options();
+    let log = log.create(true).append(true);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_conman"))
+        .args(["up", "--runtime", "native", "--listen", address, "--state"])
+        .arg(state)
+        .args(arguments)
+        .arg("--witness")
+        .arg(directory.join("witness"))
+        .stdout(Stdio::piped())
+        .stderr(log.open(directory.join("stderr")).unwrap())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    (child, stdout)
+}
+
 impl Fleet {
-    pub(crate) fn start(arguments: &[&str]) -> Self {
+    /// A fleet of real containers; `None`, said so, where that needs a root that the test is not.
+    pub(crate) fn native(arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        Self::native_in(directory, &state, arguments)
+    }
+
+    /// The same with its state where it is told to be.
+    pub(crate) fn native_in(
+        directory: tempfile::TempDir,
+        state: &Path,
+        arguments: &[&str],
+    ) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("NOT RUN: the native runtime needs root");
+            return None;
+        }
+        Some(Self::start(directory, state, arguments))
+    }
+
+    fn start(directory: tempfile::TempDir, state: &Path, arguments: &[&str]) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
-        let mut child = Command::new(env!("CARGO_BIN_EXE_conman"))
-            .args(["up", "--listen", &address, "--state"])
-            .arg(directory.path().join("state"))
-            .args(arguments)
-            .arg("--witness")
-            .arg(directory.path().join("witness"))
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(directory.path().join("stderr")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let fleet = Self {
+        let (child, stdout) = spawn(directory.path(), state, &address, arguments);
+        Self {
             child,
-            address: address.clone(),
+            stdout,
+            address,
+            state: state.to_owned(),
             directory,
-        };
-        assert_eq!(line, format!("ready http://{address}\n"), "{}", fleet.log());
-        fleet
+        }
+        .ready()
+    }
+
+    fn ready(mut self) -> Self {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        let expected = format!("ready http://{}\n", self.address);
+        assert_eq!(line, expected, "{}", self.log());
+        self
+    }
+
+    /// Kills it as the machine's end would, and waits until the kernel has ended all that was alive of it.
+    pub(crate) fn kill(&mut self) {
+        self.signal(self.child.id().into(), libc::SIGKILL);
+        self.child.wait().unwrap();
+        // The last of its processes to end lets go of this.
+        let members = std::fs::File::open(self.state.join("members")).unwrap();
+        rustix::fs::flock(&members, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    }
+
+    /// Starts another on the state of one that was killed.
+    pub(crate) fn again(mut self, arguments: &[&str]) -> Self {
+        let directory = self.directory.path();
+        (self.child, self.stdout) = spawn(directory, &self.state, &self.address, arguments);
+        self.ready()
     }
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
     }
 
-    async fn send(&self, request: http::Request<Full<Bytes>>) -> (u16, Bytes) {
+    pub(crate) async fn send(&self, request: http::Request<Full<Bytes>>) -> (u16, Bytes) {
         let stream = TcpStream::connect(&self.address).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -124,11 +190,32 @@ impl Fleet {
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
+    /// An answer of the API that is not JSON.
+    pub(crate) async fn text(&self, path: &str) -> (u16, String) {
+        let request = http::Request::get(path)
+            .header("host", "localhost")
+            .body(Full::default())
+            .unwrap();
+        let (status, body) = self.send(request).await;
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// A WebSocket to the repl's server.
+    pub(crate) async fn socket(&self, repl: &str) -> WebSocketStream<TcpStream> {
+        self.open_socket(&format!("{repl}.localhost"), "/ws").await
+    }
+
+    /// A WebSocket at a path of the API or of a repl, by host name.
+    pub(crate) async fn open_socket(&self, host: &str, path: &str) -> WebSocketStream<TcpStream> {
+        let stream = TcpStream::connect(&self.address).await.unwrap();
+        let url = format!("ws://{host}{path}");
+        let (socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+        socket
+    }
+
     /// Sends a word through the repl's WebSocket and gets it back; answers with the server's instance.
     pub(crate) async fn echo(&self, repl: &str) -> String {
-        let stream = TcpStream::connect(&self.address).await.unwrap();
-        let url = format!("ws://{repl}.localhost/ws");
-        let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+        let mut socket = self.socket(repl).await;
         let instance = socket.next().await.unwrap().unwrap();
         socket.send(Message::text("marco")).await.unwrap();
         let answer = socket.next().await.unwrap().unwrap();
@@ -223,11 +310,14 @@ impl Fleet {
         overlaps
     }
 
-    /// Counts the live servers of each repl by reading the machine's processes.
+    /// Counts the live servers of each repl by reading the machine's processes. Those of this fleet bear its mark;
+    /// the machine may run others.
     pub(crate) fn servers(&self) -> BTreeMap<String, usize> {
         let mut servers = BTreeMap::new();
+        let mark = format!("{MARK}={}", self.mark());
         for (_, command, environment) in processes() {
             if command.starts_with("/testserver")
+                && environment.split('\0').any(|variable| variable == mark)
                 && let Some(repl) = environment
                     .split('\0')
                     .find_map(|variable| variable.strip_prefix("REPL="))
@@ -238,32 +328,55 @@ impl Fleet {
         servers
     }
 
+    /// What tells this fleet's containers from others on the machine.
+    fn mark(&self) -> String {
+        self.directory.path().display().to_string()
+    }
+
+    /// A spec of the test server, which bears the fleet's mark.
+    pub(crate) fn server_spec(&self) -> Value {
+        let image = make_image(self.directory.path());
+        json!({
+            "image": format!("dir:{}", image.display()),
+            "command": ["/testserver"],
+            "port": 8000,
+            "env": {MARK: self.mark()},
+        })
+    }
+
+    /// Creates a repl that is not there yet.
+    pub(crate) async fn create(&self, repl: &str, spec: &Value) {
+        let path = format!("/v1/repls/{repl}");
+        let (status, answer) = self.api("PUT", &path, Some(spec.clone())).await;
+        assert_eq!(status, 201, "{answer}");
+    }
+
     /// Ends the fleet with SIGTERM and proves that nothing is left of it.
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(self) {
+        self.end(libc::SIGTERM);
+    }
+
+    /// Ends the fleet with a signal and proves that nothing is left of it, two seconds later at the most.
+    pub(crate) fn end(mut self, signal: i32) {
         let began = Instant::now();
-        self.signal(self.child.id().into(), libc::SIGTERM);
+        self.signal(self.child.id().into(), signal);
         let status = self.child.wait().unwrap();
         let spent = began.elapsed();
-        assert!(status.success(), "{status}\n{}", self.log());
+        assert_eq!(status.code(), Some(0), "{status}\n{}", self.log());
         assert!(
             spent < Duration::from_secs(2),
             "took {spent:?}\n{}",
             self.log()
         );
         assert_eq!(self.leftovers(), Vec::<String>::new(), "{}", self.log());
+        let mut more = String::new();
+        self.stdout.read_to_string(&mut more).unwrap();
+        assert_eq!(more, "", "it said more than that it is ready");
     }
 
     /// Processes, mounts and cgroups that bear this fleet's directory or its containers' marks.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let mark = self.directory.path().to_string_lossy().into_owned();
-        let options = RuntimeOptions {
-            host: "any".parse().unwrap(),
-            state: self.directory.path().join("state"),
-            workspaces: self.directory.path().join("state/workspaces"),
-            keeper_socket: self.directory.path().join("unused"),
-            witness: None,
-        };
-        let cgroups = options.fleet();
+        let mark = self.mark();
         let mut left = vec![];
         for (pid, command, environment) in processes() {
             let is_ours = command.contains(&mark) || environment.contains(&mark);
@@ -278,14 +391,79 @@ impl Fleet {
                 .filter(|line| line.contains(&mark))
                 .map(str::to_owned),
         );
-        for entry in walk(Path::new("/sys/fs/cgroup")) {
-            if entry.file_name().is_some_and(|name| name == "cgroup.procs")
-                && entry.to_string_lossy().contains(&format!("/{cgroups}/"))
-            {
-                left.push(format!("cgroup {}", entry.display()));
+        left.extend(
+            self.cgroups()
+                .iter()
+                .map(|cgroup| format!("cgroup {}", cgroup.display())),
+        );
+        left
+    }
+
+    /// Every cgroup of this fleet.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let options = RuntimeOptions {
+            host: "any".parse().unwrap(),
+            state: self.state.clone(),
+            workspaces: self.state.join("workspaces"),
+            keeper_socket: self.state.join("unused"),
+            witness: None,
+        };
+        let fleet = format!("/{}/", options.fleet());
+        let files = walk(Path::new("/sys/fs/cgroup"));
+        files
+            .into_iter()
+            .filter(|file| file.file_name().is_some_and(|name| name == "cgroup.procs"))
+            .filter_map(|file| Some(file.parent()?.to_owned()))
+            .filter(|cgroup| format!("{}/", cgroup.display()).contains(&fleet))
+            .collect()
+    }
+
+    /// What containers have on this machine: cgroups, overlays, records. Each is named after its container.
+    fn remains(&self) -> Vec<PathBuf> {
+        let mut remains = self.cgroups();
+        for directory in ["overlay", "run"] {
+            for host in list(&self.state.join(directory)) {
+                remains.extend(list(&host));
             }
         }
-        left
+        let name = |path: &PathBuf| {
+            path.file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        };
+        remains.retain(|path| name(path).is_some_and(|name| name.contains('@')));
+        remains
+    }
+
+    /// Waits until a repl is free and nothing of any container of it is left. Its removal has no event to wait for:
+    /// it comes after what anybody waits for.
+    pub(crate) async fn is_free(&self, repl: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (_, view) = self.api("GET", &format!("/v1/repls/{repl}"), None).await;
+            let left: Vec<_> = self
+                .remains()
+                .into_iter()
+                .filter(|path| path.to_string_lossy().contains(&format!("/{repl}@")))
+                .collect();
+            if view["state"] == "free" && left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{view} {left:?}\n{}", self.log());
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Waits until nothing of any container is left.
+    pub(crate) async fn assert_nothing_half_made(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left = self.remains();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{left:?}\n{}", self.log());
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 }
 
@@ -297,6 +475,11 @@ impl Drop for Fleet {
             let _ = self.child.wait();
         }
     }
+}
+
+fn list(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
 }
 
 fn walk(directory: &Path) -> Vec<PathBuf> {

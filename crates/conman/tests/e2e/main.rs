@@ -3,13 +3,16 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod bad_input;
 mod fleet;
+mod lives;
+mod shell;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fleet::Fleet;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const REPLS: usize = 20;
 
@@ -18,17 +21,11 @@ fn names() -> Vec<String> {
 }
 
 async fn create_all(fleet: &Fleet, repls: &[String]) {
-    let image = fleet::make_image(fleet.directory.path());
+    let spec = fleet.server_spec();
     for repl in repls {
-        let spec = json!({
-            "image": format!("dir:{}", image.display()),
-            "command": ["/testserver"],
-            "port": 8000,
-        });
+        fleet.create(repl, &spec).await;
         let path = format!("/v1/repls/{repl}");
-        let (status, answer) = fleet.api("PUT", &path, Some(spec.clone())).await;
-        assert_eq!(status, 201, "{answer}");
-        let (status, _) = fleet.api("PUT", &path, Some(spec)).await;
+        let (status, _) = fleet.api("PUT", &path, Some(spec.clone())).await;
         assert_eq!(status, 200, "create by name is idempotent");
     }
 }
@@ -100,11 +97,9 @@ async fn all_hosts_are_back(fleet: &Fleet) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_survives_what_happens_to_its_hosts() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("NOT RUN: the native runtime needs root");
+    let Some(fleet) = Fleet::native(&["--hosts", "3"]) else {
         return;
-    }
-    let fleet = Fleet::start(&["--hosts", "3", "--runtime", "native"]);
+    };
     let repls = names();
     create_all(&fleet, &repls).await;
     check(&fleet, &repls, "first").await;

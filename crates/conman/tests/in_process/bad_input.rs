@@ -226,7 +226,6 @@ async fn requests_that_nobody_takes() {
             ("POST", "/v1/repls/blue/destroy?grce=5s", ""),
             ("GET", "/v1/repls/blue/logs?follow=maybe", ""),
             ("GET", "/v1/repls/blue/logs?fallow=true", ""),
-            ("GET", "/v1/repls/blue/logs", ""),
             ("GET", "/v1/repls/blue/shell", ""),
             ("GET", "/v1/repls/blue/shell?columns=wide", ""),
         ],
@@ -245,7 +244,6 @@ async fn requests_that_nobody_takes() {
     400 bad_request (client): the query: grce: unknown field `grce`, expected `grace`
     400 bad_request (client): the query: follow: provided string was not `true` or `false`
     400 bad_request (client): the query: fallow: unknown field `fallow`, expected `follow`
-    409 not_running (client): blue has no container now
     400 bad_request (client): a shell is a WebSocket: Connection header did not include 'upgrade'
     400 bad_request (client): the query: columns: invalid digit found in string
     "#);

@@ -73,9 +73,13 @@ pub(crate) struct Up {
 
 /// `conman up` on this state directory, not waited for.
 pub(crate) fn starting(state: &Path, hosts: u16) -> Up {
+    starting_with("process", state, hosts)
+}
+
+fn starting_with(runtime: &str, state: &Path, hosts: u16) -> Up {
     let log = state.with_extension("log");
     let mut child = conman()
-        .args(["up", "--runtime", "process", "--listen", "127.0.0.1:0"])
+        .args(["up", "--runtime", runtime, "--listen", "127.0.0.1:0"])
         .args(["--hosts", &hosts.to_string()])
         .arg("--state")
         .arg(state)
@@ -108,7 +112,20 @@ pub(crate) fn starting(state: &Path, hosts: u16) -> Up {
 
 impl Up {
     pub(crate) fn start(state: &Path, hosts: u16) -> Self {
-        let mut up = starting(state, hosts);
+        starting(state, hosts).ready()
+    }
+
+    /// The same with real containers; `None`, said so, where that needs a root that the test is not.
+    pub(crate) fn start_native(state: &Path, hosts: u16) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("NOT RUN: the native runtime needs root");
+            return None;
+        }
+        Some(starting_with("native", state, hosts).ready())
+    }
+
+    fn ready(self) -> Self {
+        let mut up = self;
         match up.lines.recv_timeout(PATIENCE) {
             Ok(line) => up.url = line.strip_prefix("ready ").unwrap().to_owned(),
             Err(error) => panic!("not ready: {error}\n{}", up.log()),

@@ -164,6 +164,47 @@ fn leaving_it_does_not_end_it() {
     assert!(!terminal.is_raw(), "the terminal was left raw");
 }
 
+/// The shell of the command while its repl is moved to another host.
+fn stays_open_through_a_drain(up: &Up) {
+    repl(up);
+    let mut terminal = Terminal::new();
+    let mut shell = terminal.run(&up.command(&["repl", "shell", "home"]));
+    terminal.see("connected to home");
+    terminal.resize(120, 40);
+    terminal.type_in("stty size\r");
+    terminal.see("40 120");
+    let view = up.json(&["repl", "show", "home", "--json"]);
+    let host = view["host"].as_str().unwrap();
+    let drained = up.json(&["host", "drain", host, "--json"]);
+    assert_eq!(drained["handed_off"], 1, "{drained}");
+    terminal.see("[conman] moved to host-");
+    assert!(terminal.is_raw(), "the move gave the terminal back");
+    // Another shell, on a terminal of the same size.
+    terminal.type_in("stty size\r");
+    terminal.see("40 120");
+    terminal.type_in("exit 7\r");
+    assert_eq!(shell.wait().unwrap().code(), Some(7));
+    assert!(!terminal.is_raw(), "the terminal was left raw");
+}
+
+#[test]
+fn it_stays_open_while_its_repl_moves() {
+    let files = tempfile::tempdir().unwrap();
+    stays_open_through_a_drain(&Up::start(&files.path().join("state"), 2));
+}
+
+#[test]
+fn it_stays_open_while_its_repl_moves_between_real_containers() {
+    let files = tempfile::tempdir().unwrap();
+    let Some(up) = Up::start_native(&files.path().join("state"), 2) else {
+        return;
+    };
+    stays_open_through_a_drain(&up);
+    // Killed like the others it would leave cgroups behind.
+    let (status, _) = up.end(rustix::process::Signal::TERM);
+    assert_eq!(status.code(), Some(0));
+}
+
 #[test]
 fn a_refusal_leaves_the_terminal_alone() {
     let files = tempfile::tempdir().unwrap();

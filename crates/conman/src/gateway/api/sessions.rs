@@ -9,13 +9,15 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
 use http::{Method, header};
+use hyper::body::Incoming;
 use model::api::{Refusal, RefusalCode};
-use model::id::ReplId;
+use model::id::{Epoch, ReplId, Revision};
 use model::wire::node::{ExecAnswer, ExecRequest, OpenKind};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Answer, Id, ReplPath, Shared, query};
+use super::{Answer, Id, ReplPath, STATUS_PATIENCE, Shared, query};
+use crate::gateway::Gateway;
 use crate::gateway::document::ExecAnswerSchema;
 use crate::gateway::error::Json;
 use crate::gateway::node_client;
@@ -108,7 +110,9 @@ pub(in crate::gateway) struct LogsQuery {
     follow: bool,
 }
 
-/// What a repl's container has written to its output.
+/// What a repl's container has written to its output; of a repl that has none now, what its last one has.
+///
+/// Empty if nothing was written, or nothing of it is kept any more.
 #[utoipa::path(
     get, path = "/v1/repls/{id}/logs", tag = "sessions", operation_id = "logs",
     params(ReplPath, LogsQuery),
@@ -123,17 +127,38 @@ pub(in crate::gateway) async fn logs(
     wanted: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Answer {
     let follow = query(wanted)?.follow;
-    gateway.spec(&id).await?;
-    let Some((owner, host)) = gateway.live_owner(&id).await? else {
-        let message = format!("{id} has no container now");
-        return Err(Refusal::new(RefusalCode::NotRunning, message).into());
+    let (_, item) = gateway.spec(&id).await?;
+    let body = match gateway.live_owner(&id).await? {
+        Some((owner, host)) => {
+            let path = format!("/node/v1/logs/{id}?epoch={}&follow={follow}", owner.epoch);
+            let output = node_client::stream(&host, Method::GET, &path, None::<&()>).await;
+            let output = output.map_err(|error| error.into_refusal(&host.id))?;
+            Body::new(output.body)
+        }
+        None => last_output(&gateway, &id, item.create)
+            .await
+            .map_or_else(Body::empty, Body::new),
     };
-    let path = format!("/node/v1/logs/{id}?epoch={}&follow={follow}", owner.epoch);
-    let body = node_client::stream(&host, Method::GET, &path, None::<&()>)
-        .await
-        .map_err(|error| error.into_refusal(&host.id))?;
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    Ok((headers, Body::new(body)).into_response())
+    Ok((headers, body).into_response())
+}
+
+/// What the last container of a repl that has none now has written, if a host that can be asked still has it.
+/// Nobody keeps in mind where that was, so all are asked, and the newest counts; not that of an earlier repl of
+/// the same name, which was there before this one was created.
+async fn last_output(gateway: &Gateway, id: &ReplId, created: Revision) -> Option<Incoming> {
+    let hosts = gateway.fleet.now();
+    let path = format!("/node/v1/logs/{id}");
+    let asked = hosts.values().map(|host| {
+        let asked = node_client::stream(host, Method::GET, &path, None::<&()>);
+        tokio::time::timeout(STATUS_PATIENCE, asked)
+    });
+    let answered = futures_util::future::join_all(asked).await;
+    let outputs = answered.into_iter().flatten().flatten();
+    let newest = outputs
+        .filter(|output| output.epoch > Some(Epoch(created.0)))
+        .max_by_key(|output| output.epoch)?;
+    Some(newest.body)
 }
 
 /// Joins a repl's shared terminal, starting its container if need be.

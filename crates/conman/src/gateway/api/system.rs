@@ -79,8 +79,10 @@ pub(in crate::gateway) async fn metrics(State(gateway): Shared) -> Response {
     let asked = fleet.values().map(|host| async move {
         let text = async {
             let path = "/node/v1/metrics";
-            let body = node_client::stream(host, Method::GET, path, None::<&()>).await?;
-            let bytes = http_body_util::BodyExt::collect(body).await?.to_bytes();
+            let stream = node_client::stream(host, Method::GET, path, None::<&()>).await?;
+            let bytes = http_body_util::BodyExt::collect(stream.body)
+                .await?
+                .to_bytes();
             Ok::<_, NodeError>(String::from_utf8_lossy(&bytes).into_owned())
         };
         let text = tokio::time::timeout(STATUS_PATIENCE, text)

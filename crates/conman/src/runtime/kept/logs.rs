@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use model::id::Epoch;
 use model::wire::keeper::LOG_BYTES_MAX;
 
 /// The files that have something, oldest first; the last one grows.
@@ -29,10 +30,10 @@ pub(super) fn in_order(files: [PathBuf; 2]) -> Vec<PathBuf> {
     }
 }
 
-/// Removes the output of all epochs but the newest one.
-pub(super) fn remove_older(directory: &Path) -> io::Result<()> {
+/// The files of a repl's output, and whose each is.
+fn of_epochs(directory: &Path) -> io::Result<Vec<(Epoch, PathBuf)>> {
     let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
     let mut found = Vec::new();
@@ -40,9 +41,21 @@ pub(super) fn remove_older(directory: &Path) -> io::Result<()> {
         let path = entry?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         if let Some(epoch) = stem.and_then(|stem| stem.parse::<u64>().ok()) {
-            found.push((epoch, path));
+            found.push((Epoch(epoch), path));
         }
     }
+    Ok(found)
+}
+
+/// The newest epoch that has output.
+pub(super) fn newest(directory: &Path) -> io::Result<Option<Epoch>> {
+    let found = of_epochs(directory)?;
+    Ok(found.into_iter().map(|(epoch, _)| epoch).max())
+}
+
+/// Removes the output of all epochs but the newest one.
+pub(super) fn remove_older(directory: &Path) -> io::Result<()> {
+    let found = of_epochs(directory)?;
     let newest = found.iter().map(|(epoch, _)| *epoch).max();
     for (epoch, path) in found {
         if Some(epoch) < newest {
@@ -95,6 +108,7 @@ mod tests {
         for name in ["9.0", "9.1", "10.0", "10.1", "other"] {
             std::fs::write(directory.path().join(name), "x").unwrap();
         }
+        assert_eq!(newest(directory.path()).unwrap(), Some(Epoch(10)));
         remove_older(directory.path()).unwrap();
         remove_older(directory.path()).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(directory.path())
@@ -103,6 +117,8 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["10.0", "10.1", "other"]);
-        remove_older(&directory.path().join("none")).unwrap();
+        let none = directory.path().join("none");
+        remove_older(&none).unwrap();
+        assert_eq!(newest(&none).unwrap(), None);
     }
 }

@@ -28,7 +28,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use model::api::{Refusal, RefusalCode};
-use model::id::ContainerId;
+use model::id::{ContainerId, ReplId};
 use model::time::BootTime;
 use model::wire::keeper::{Answer, Launch, Request};
 use tokio::net::TcpStream;
@@ -257,7 +257,7 @@ impl Shared {
 
     fn remove(&self, id: &ContainerId) -> std::io::Result<()> {
         self.walls.remove(id)?;
-        logs::remove_older(&self.layout.logs(id))?;
+        logs::remove_older(&self.layout.logs(&id.repl))?;
         match std::fs::remove_file(self.layout.record(id)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -339,6 +339,15 @@ impl Runtime for Kept {
 
     fn logs(&self, id: &ContainerId) -> LogFiles {
         LogFiles(logs::in_order(self.shared.layout.log_files(id)))
+    }
+
+    fn newest_logs(&self, repl: &ReplId) -> Option<ContainerId> {
+        // A directory that cannot be read has nothing to show.
+        let newest = logs::newest(&self.shared.layout.logs(repl)).ok().flatten();
+        newest.map(|epoch| ContainerId {
+            repl: repl.clone(),
+            epoch,
+        })
     }
 
     fn cleanup(&self, id: &ContainerId) -> BoxFuture<'_, Result<(), Refusal>> {
