@@ -17,7 +17,7 @@ use futures_util::{SinkExt, StreamExt};
 use model::id::ReplId;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -104,6 +104,25 @@ fn show(bytes: &[u8]) -> io::Result<()> {
     screen.flush()
 }
 
+/// What a terminal's process is told by signals.
+struct Signals {
+    resized: Signal,
+    hung_up: Signal,
+    terminated: Signal,
+    interrupted: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            resized: signal(SignalKind::window_change())?,
+            hung_up: signal(SignalKind::hangup())?,
+            terminated: signal(SignalKind::terminate())?,
+            interrupted: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
 /// How the loop ended.
 enum End {
     /// The shell ended with this code.
@@ -118,6 +137,8 @@ enum End {
 
 /// Joins the repl's terminal and stays until the shell ends or the user leaves.
 pub(super) async fn run(client: &Client, repl: &ReplId) -> anyhow::Result<Exit> {
+    // Before the size is read: a resize while the connection is made is not missed.
+    let mut signals = Signals::new().context("listen to signals")?;
     let (columns, rows) = size().unwrap_or((80, 24));
     let path = format!("/v1/repls/{repl}/shell?columns={columns}&rows={rows}");
     // Before the terminal is touched: most of what can go wrong goes wrong here.
@@ -127,7 +148,7 @@ pub(super) async fn run(client: &Client, repl: &ReplId) -> anyhow::Result<Exit> 
     if interactive {
         eprint!("connected to {repl}; Enter ~ . leaves without ending the shell\r\n");
     }
-    let end = talk(&mut socket, interactive).await;
+    let end = talk(&mut socket, &mut signals, interactive).await;
     drop(raw);
     // The other side may be gone already.
     let _ = socket.close(None).await;
@@ -144,14 +165,14 @@ pub(super) async fn run(client: &Client, repl: &ReplId) -> anyhow::Result<Exit> 
     }
 }
 
-async fn talk(socket: &mut crate::client::Socket, interactive: bool) -> anyhow::Result<End> {
+async fn talk(
+    socket: &mut crate::client::Socket,
+    signals: &mut Signals,
+    interactive: bool,
+) -> anyhow::Result<End> {
     let mut keys = keys().context("read the keyboard")?;
     let mut typing = true;
     let mut escape = Escape::new();
-    let mut resized = signal(SignalKind::window_change())?;
-    let mut hung_up = signal(SignalKind::hangup())?;
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             frame = socket.next() => match frame {
@@ -188,13 +209,13 @@ async fn talk(socket: &mut crate::client::Socket, interactive: bool) -> anyhow::
                     return Ok(End::Left);
                 }
             }
-            _ = resized.recv() => if let Some((columns, rows)) = size() {
+            _ = signals.resized.recv() => if let Some((columns, rows)) = size() {
                 let control = serde_json::to_string(&Control::Resize { columns, rows })?;
                 socket.send(Message::Text(control.into())).await?;
             },
-            _ = hung_up.recv() => return Ok(End::Signal(1)),
-            _ = interrupted.recv() => return Ok(End::Signal(2)),
-            _ = terminated.recv() => return Ok(End::Signal(15)),
+            _ = signals.hung_up.recv() => return Ok(End::Signal(1)),
+            _ = signals.interrupted.recv() => return Ok(End::Signal(2)),
+            _ = signals.terminated.recv() => return Ok(End::Signal(15)),
         }
     }
 }
