@@ -151,9 +151,11 @@ pub(super) async fn serve(
 }
 
 async fn relay(client: &mut WebSocket, terminal: &mut Terminal, size: &mut Size) -> End {
+    // A client that does not hear any more may have left keys behind: they are read to the end.
+    let mut hears = true;
     loop {
         tokio::select! {
-            message = terminal.next() => {
+            message = terminal.next(), if hears => {
                 let message = match message {
                     Some(Ok(Message::Binary(output))) => ws::Message::Binary(output),
                     Some(Ok(Message::Text(notice))) => ws::Message::Text(notice.as_str().into()),
@@ -163,9 +165,7 @@ async fn relay(client: &mut WebSocket, terminal: &mut Terminal, size: &mut Size)
                     Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return End::Moved,
                 };
-                if client.send(message).await.is_err() {
-                    return End::Over(None);
-                }
+                hears = client.send(message).await.is_ok();
             }
             message = client.recv() => {
                 let message = match message {

@@ -169,17 +169,14 @@ impl SharedShell {
         let (mut sink, mut stream) = socket.split();
         let (backlog, mut pieces) = self.look();
         let mut exit = self.exit.clone();
-        if !backlog.is_empty() && sink.send(Message::Binary(backlog)).await.is_err() {
-            return;
-        }
+        // One that does not hear any more may have left keys behind: they are read to the end.
+        let mut hears = backlog.is_empty() || sink.send(Message::Binary(backlog)).await.is_ok();
         let close = loop {
             tokio::select! {
                 // Output that is there is shown before the end is told.
                 biased;
-                piece = pieces.recv() => match piece {
-                    Ok(piece) => if sink.send(Message::Binary(piece)).await.is_err() {
-                        return;
-                    },
+                piece = pieces.recv(), if hears => match piece {
+                    Ok(piece) => hears = sink.send(Message::Binary(piece)).await.is_ok(),
                     // A session that cannot keep up loses the middle, as on a slow line.
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => break CloseCode::Restart,
