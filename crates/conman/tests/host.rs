@@ -76,6 +76,7 @@ impl Fleet {
             Arc::new(fake.clone()),
             HostMetrics::register(&mut registry),
             Arc::new(String::new),
+            tokio::sync::watch::Sender::new(None),
             stop.clone(),
         ));
         Host {

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::clock::boot_now;
 use crate::container::{Container, News, Phase, Reaped};
 use crate::failure::refused;
+use crate::manager::Word;
 use crate::note::{Level, note};
 use crate::processes;
 use crate::server::{GOING_DOWN_MAX, Server};
@@ -150,6 +151,7 @@ impl Server<'_> {
             "going down",
             json!({"containers": self.alive()}),
         );
+        self.beats.tell(&Word::Stopping);
         self.book.go_down();
         self.down_by = Some(boot_now().plus(GOING_DOWN_MAX));
         let held = self.containers.keys().chain(self.ordered.keys());

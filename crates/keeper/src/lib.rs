@@ -41,6 +41,7 @@ mod failure;
 mod init;
 mod launch;
 mod link;
+pub mod manager;
 mod mounts;
 mod note;
 mod oom;
@@ -65,9 +66,10 @@ use rustix::process::Resource;
 use serde_json::json;
 
 use crate::book::Book;
-use crate::clock::DeadlineTimer;
+use crate::clock::{DeadlineTimer, boot_now};
 use crate::failure::Step;
 use crate::launch::{Launcher, Native};
+use crate::manager::{Beats, Manager};
 use crate::mounts::Mounts;
 use crate::note::{Level, note};
 use crate::place::Place;
@@ -77,7 +79,7 @@ use crate::server::{End, Server};
 pub use crate::place::PlaceError;
 
 /// What a keeper is started with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Config {
     /// Where conman connects. A directory beside it, with `.keeper` added to the name, is the keeper's too.
     pub socket: PathBuf,
@@ -85,6 +87,8 @@ pub struct Config {
     pub host: HostId,
     /// What containers it can make.
     pub walls: Walls,
+    /// Who is told how it is.
+    pub manager: Option<Manager>,
 }
 
 /// What containers a keeper can make.
@@ -166,6 +170,7 @@ pub fn run(config: Config) -> Result<(), KeeperError> {
         containers: BTreeMap::new(),
         orphaned: Vec::new(),
         down_by: None,
+        beats: Beats::begin(config.manager, boot_now()),
     };
     note(
         Level::Info,

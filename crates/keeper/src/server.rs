@@ -20,6 +20,7 @@ use crate::container::{Container, Ordered, Phase};
 use crate::failure::{Step, refused};
 use crate::launch::Launcher;
 use crate::link::{Link, LinkState};
+use crate::manager::Beats;
 use crate::note::{Level, note};
 use crate::packet::Received;
 use crate::prepare::Preparer;
@@ -55,6 +56,8 @@ pub(crate) struct Server<'a> {
     /// Plain processes whose init is reaped, while orphans may be left.
     pub(crate) orphaned: Vec<(ContainerId, WireExit)>,
     pub(crate) down_by: Option<BootTime>,
+    /// This loop's signs of life.
+    pub(crate) beats: Beats,
 }
 
 /// What the loop waits for.
@@ -92,6 +95,7 @@ impl Server<'_> {
                 }
             }
             self.give_up_late_starts();
+            self.beats.beat(boot_now());
         }
     }
 
@@ -100,7 +104,7 @@ impl Server<'_> {
         self.containers.values().filter(alive).count()
     }
 
-    /// Waits until something is ready, or a start is late.
+    /// Waits until something is ready, a start is late, or a sign of life is due.
     fn wait(&self) -> Vec<(Source, PollFlags)> {
         let mut polled = vec![
             (Source::Signals, &self.signals, PollFlags::IN),
@@ -144,7 +148,7 @@ impl Server<'_> {
             .collect()
     }
 
-    /// The next point in time at which something is to be given up.
+    /// The next point in time at which something is to be given up, or said.
     fn next_limit(&self) -> Option<BootTime> {
         let starting = self.containers.values().filter_map(|container| {
             let Phase::Starting(start) = &container.phase else {
@@ -153,7 +157,8 @@ impl Server<'_> {
             Some(start.until)
         });
         let ordered = self.ordered.values().map(|ordered| ordered.until);
-        starting.chain(ordered).chain(self.down_by).min()
+        let limits = starting.chain(ordered).chain(self.down_by);
+        limits.chain(self.beats.next()).min()
     }
 
     // ---- conman

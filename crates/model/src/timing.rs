@@ -91,6 +91,10 @@ pub const DRAIN_STARTED_MAX: Duration = Duration::from_secs(3);
 /// From the notice of preemption until the machine is gone: what the large clouds give.
 pub const PREEMPTION_NOTICE: Duration = Duration::from_secs(30);
 
+/// How long a conman that its service manager stops may drain: a part of the notice, for when the machine goes
+/// down, the keeper, the engines and the network are stopped only after it.
+pub const STOP_MAX: Duration = Duration::from_secs(14);
+
 impl Timing {
     /// Whether the order that the invariant rests on holds. Every profile is checked at compile time,
     /// every configured one at start.
@@ -127,3 +131,8 @@ const _: () =
     assert!(KILL_BOUND.as_millis() + DRAIN_STARTED_MAX.as_millis() < DRAIN_RESERVE.as_millis());
 // The keeper stands behind a conman that hangs in the middle of it.
 const _: () = assert!(FAST.hold.as_millis() + KILL_BOUND.as_millis() < DRAIN_RESERVE.as_millis());
+// A stop cut short would take away what every drain is promised.
+const _: () = assert!(
+    DRAIN_TELL_MAX.as_millis() + DRAIN_RESERVE.as_millis() < STOP_MAX.as_millis()
+        && STOP_MAX.as_millis() * 2 < PREEMPTION_NOTICE.as_millis()
+);

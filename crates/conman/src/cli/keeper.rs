@@ -3,53 +3,49 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use keeper::{Config, UID_BASE_DEFAULT, Walls};
-use model::id::HostId;
+use keeper::Walls;
+use keeper::manager::Manager;
 
-use super::TieArgs;
 use super::exit::Exit;
-use crate::config::RuntimeKind;
+use super::{ConfigArgs, TieArgs};
+use crate::config::{Keeper, KeeperKeys, RuntimeKind, Surroundings};
 
 /// How a keeper is started.
 #[derive(Debug, clap::Args)]
 pub(super) struct KeeperArgs {
-    /// Where conman connects
-    #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
-    /// The host that it is the keeper of
-    #[arg(long, value_name = "NAME")]
-    host: HostId,
-    /// What containers it makes
-    #[arg(long, value_name = "KIND", default_value = "native")]
-    runtime: RuntimeKind,
-    /// The host's id of root in the containers, 65536 ids from there on
-    #[arg(long, value_name = "UID", default_value_t = UID_BASE_DEFAULT)]
-    uid_base: u32,
-    /// The state directory of the fleet that it belongs to
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    keeper: KeeperKeys,
+    /// The state directory of the `conman up` that it belongs to
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     #[command(flatten)]
     tie: TieArgs,
 }
 
-pub(super) fn run(args: KeeperArgs) -> anyhow::Result<Exit> {
+pub(super) fn run(args: KeeperArgs, surroundings: &Surroundings) -> anyhow::Result<Exit> {
     args.tie.tie()?;
+    let file = args.config.read()?;
+    let keeper = Keeper::resolve(args.keeper, &file, surroundings)?;
     let _member = args
         .state
         .as_deref()
         .map(super::up::join_members)
         .transpose()?;
-    let walls = match args.runtime {
+    let walls = match keeper.runtime {
         RuntimeKind::Native => Walls::Native {
-            uid_base: args.uid_base,
+            uid_base: keeper.uid_base,
         },
         RuntimeKind::Process => Walls::ProcessOnly,
     };
-    let config = Config {
-        socket: args.socket,
-        host: args.host,
+    keeper::run(keeper::Config {
+        socket: keeper.socket,
+        host: keeper.host,
         walls,
-    };
-    keeper::run(config).context("run the keeper")?;
+        // The one of a fleet's supervisor is not meant for its processes.
+        manager: Manager::of_process().filter(|_| args.tie.tied_to.is_none()),
+    })
+    .context("run the keeper")?;
     Ok(Exit::Done)
 }

@@ -17,6 +17,7 @@ pub mod output;
 mod reap;
 mod repl;
 mod serve;
+mod service;
 mod shell;
 pub mod stuck;
 mod up;
@@ -224,7 +225,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
             let node = config::Node::resolve(args.node, args.common, &file, &surroundings)?;
             serve::run(node, member)
         }
-        Command::Keeper(args) => keeper::run(args),
+        Command::Keeper(args) => keeper::run(args, &surroundings),
         Command::Repl { api, command } => client_runtime()?.block_on(repl::run(api, command)),
         Command::Host { api, command } => client_runtime()?.block_on(host::run(api, command)),
         Command::Reap(args) => client_runtime()?.block_on(reap::run(args, began)),

@@ -11,12 +11,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::Context;
-use model::timing::{PARK_MAX, PREEMPTION_NOTICE};
+use keeper::manager::{Manager, Word};
+use model::id::Incarnation;
+use model::timing::{PARK_MAX, STOP_MAX};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{CannotStart, Exit};
+use super::service::{self, Roles};
 use crate::config::{self, Common, RuntimeKind};
 use crate::gateway::{self, GatewayMetrics, Preemptor};
 use crate::host::{self, HostMetrics};
@@ -35,6 +39,7 @@ pub(super) fn runtime_options(common: &Common, host: &config::Host) -> RuntimeOp
         workspaces: common.workspaces.clone(),
         keeper_socket: host.keeper_socket.clone(),
         witness: common.witness.clone(),
+        cgroup: common.cgroup.clone(),
     }
 }
 
@@ -84,23 +89,35 @@ pub(super) fn run(node: config::Node, member: Membership) -> anyhow::Result<Exit
         .enable_all()
         .build()
         .context("start tokio")?;
-    runtime.block_on(serve(node))
+    // The one of a fleet's supervisor is not meant for its processes.
+    let manager = Manager::of_process().filter(|_| member == Membership::Alone);
+    runtime.block_on(serve(node, manager.map(Arc::new)))
 }
 
-async fn serve(node: config::Node) -> anyhow::Result<Exit> {
+async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Result<Exit> {
     let mut signals = Signals::new().context("listen to signals")?;
     let store: Arc<dyn Store> = Arc::new(open_store(&node.common)?);
     let stop = CancellationToken::new();
     let mut roles = tokio::task::JoinSet::new();
+    let mut known = Roles::default();
     if let Some(listen) = node.listen {
         let listener = listen_on(listen)?;
+        known.gateway = Some(listener.local_addr().context("look at the port")?);
         roles.spawn(gateway_role(&node.common, listener, &store, None, &stop)?);
     }
     if let Some(host) = &node.host {
-        roles.spawn(host_role(&node.common, host, &store, &stop)?);
+        let (registration, registered) = watch::channel(None);
+        known.host = Some((host.address.clone(), registered));
+        roles.spawn(host_role(&node.common, host, &store, registration, &stop)?);
+    }
+    if let Some(manager) = &manager {
+        tokio::spawn(service::inform(manager.clone(), known));
     }
     tokio::select! {
         wanted = signals.next() => {
+            if let Some(manager) = &manager {
+                manager.tell(&Word::Stopping);
+            }
             if let (Wanted::Drain, Some(host)) = (wanted, &node.host) {
                 tokio::select! {
                     () = drain(host) => {}
@@ -128,6 +145,7 @@ fn host_role(
     common: &Common,
     host: &config::Host,
     store: &Arc<dyn Store>,
+    registration: watch::Sender<Option<Incarnation>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let runtime = open_runtime(common.runtime, &runtime_options(common, host))?;
@@ -148,6 +166,7 @@ fn host_role(
         Arc::new(runtime),
         metrics,
         rendering(registry),
+        registration,
         stop.clone(),
     ))
 }
@@ -223,12 +242,15 @@ fn boot_id() -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Empties the host within what the machine is given before it goes.
+/// Empties the host within what is left for it of the time before the machine goes.
 async fn drain(host: &config::Host) {
-    let drained = super::up::node_client::preempt(&host.address);
-    match tokio::time::timeout(PREEMPTION_NOTICE, drained).await {
-        // The host itself has logged what it did.
-        Ok(Ok(report)) => tracing::info!(unfinished = report.unfinished, "drained"),
+    let drained = super::up::node_client::preempt(&host.address, Some(STOP_MAX));
+    match tokio::time::timeout(STOP_MAX, drained).await {
+        Ok(Ok(report)) => tracing::info!(
+            containers = report.containers,
+            unfinished = report.unfinished,
+            "drained"
+        ),
         Ok(Err(error)) => tracing::error!(error = format!("{error:#}"), "could not drain"),
         Err(_) => tracing::error!("did not drain in time"),
     }

@@ -50,6 +50,7 @@ file! {
     profile: Profile,
     host_capacity: i64,
     witness: PathBuf,
+    cgroup: PathBuf,
     session_log: PathBuf,
     drain_grace: String,
     preemption_grace: String,
@@ -84,6 +85,8 @@ keys! {
         host_capacity: i64 = "CONMAN_HOST_CAPACITY", "N";
         /// For tests and drills: where containers leave a witness of their lives
         witness: PathBuf = "CONMAN_WITNESS", "DIR";
+        /// The cgroup that the containers' are made in, as a service manager gave it away [default: the root]
+        cgroup: PathBuf = "CONMAN_CGROUP", "PATH";
         /// Where each attempt to reach a repl is logged [default: sessions.ndjson in the state directory]
         session_log: PathBuf = "CONMAN_SESSION_LOG", "FILE";
         /// From SIGTERM to SIGKILL when a host is drained by an operator [default: 10s]

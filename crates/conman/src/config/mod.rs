@@ -8,6 +8,7 @@
 //! `CONMAN_HOST_CAPACITY`. What is wrong is said by its key, wherever it came from; a key that does not
 //! exist is wrong too, in the file and among the variables.
 
+mod keeper;
 mod keys;
 mod notices;
 
@@ -20,6 +21,7 @@ use model::id::{HostId, NameError};
 use model::timing::{DRAIN_RESERVE, FAST, PATIENT, PREEMPTION_NOTICE, Timing};
 use serde::Deserialize;
 
+pub use self::keeper::{Keeper, KeeperKeys};
 pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
 use self::notices::NoticeKeys;
 use crate::host::{Drains, Notices};
@@ -194,6 +196,8 @@ pub struct Common {
     pub host_capacity: u32,
     /// Where containers leave a witness of their lives.
     pub witness: Option<PathBuf>,
+    /// The cgroup that the containers' are made in, if not the root.
+    pub cgroup: Option<PathBuf>,
     /// Where the gateway writes a line for every attempt.
     pub session_log: PathBuf,
     /// How hosts are emptied.
@@ -373,6 +377,7 @@ impl Common {
                 100_000,
             )?,
             witness,
+            cgroup: keys.cgroup,
             drains: drains(keys.drain_grace, keys.preemption_grace)?,
             log,
             log_format: keys.log_format.unwrap_or_default(),

@@ -147,15 +147,15 @@ pub(super) fn new(
     store: Arc<dyn Store>,
     runtime: Arc<dyn Runtime>,
     metrics: Arc<HostMetrics>,
+    incarnation: watch::Sender<Option<Incarnation>>,
 ) -> (Handle, Effects, Actor) {
     let (sender, inputs) = mpsc::unbounded_channel();
-    let (incarnation, incarnation_receiver) = watch::channel(None);
     let handle = Handle {
         inputs: sender,
         next_ticket: Arc::default(),
         live: Arc::default(),
         events: broadcast::channel(EVENTS_BUFFERED_MAX).0,
-        incarnation: incarnation_receiver,
+        incarnation: incarnation.subscribe(),
     };
     let host = Host::new(config.host.clone(), config.capacity, config.timing);
     let effects = Effects::new(config, store, runtime, handle.clone(), metrics.clone());

@@ -28,9 +28,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use model::host::{Answer, DrainOrder};
-use model::id::HostId;
+use model::id::{HostId, Incarnation};
 use model::timing::{OPERATOR_GRACE, PREEMPTION_NOTICE, Timing};
 use model::wire::node::{DrainCause, DrainRequest};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::actor::Handle;
@@ -110,6 +111,7 @@ async fn listen(
 }
 
 /// Runs a host until `stop` is cancelled. Its containers live on in the keeper, until the deadline.
+/// `registration` shows its registration while it holds one.
 ///
 /// # Errors
 /// When the address cannot be listened on, or the runtime's events are taken already.
@@ -119,6 +121,7 @@ pub async fn serve(
     runtime: Arc<dyn Runtime>,
     metrics: HostMetrics,
     render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    registration: watch::Sender<Option<Incarnation>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = config
@@ -135,6 +138,7 @@ pub async fn serve(
         store.clone(),
         runtime.clone(),
         metrics.clone(),
+        registration,
     );
     let (caller, called) = notice::called();
     let sources = notice::sources(&config.notices, called).context("listen for notices")?;

@@ -26,6 +26,8 @@ pub struct RuntimeOptions {
     /// Where every container leaves a witness of its life (a lock per repl and one record), for tests
     /// and drills.
     pub witness: Option<PathBuf>,
+    /// The cgroup that this fleet's are made in, where it is not the root of each tree.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl RuntimeOptions {

@@ -47,7 +47,7 @@ struct Native {
 /// # Errors
 /// When the state directory or the cgroup trees cannot be written.
 pub fn open(options: &RuntimeOptions) -> io::Result<Kept> {
-    open_on(options, this_machine()?)
+    open_on(options, this_machine(options)?)
 }
 
 /// As [`open`], on some of the machine's cgroup trees only.
@@ -92,7 +92,7 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
 /// The first thing that could not be removed.
 pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
     let layout = Layout::new(options);
-    let cgroups = cgroups(options, this_machine()?)?;
+    let cgroups = cgroups(options, this_machine(options)?)?;
     let left = end_all(&cgroups, &layout, &BTreeSet::new())?;
     for id in &left {
         cgroups.remove(id)?;
@@ -104,10 +104,12 @@ pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
     Ok(())
 }
 
-fn this_machine() -> io::Result<Mounts> {
-    Ok(Mounts::parse(&std::fs::read_to_string(
-        "/proc/self/mountinfo",
-    )?))
+fn this_machine(options: &RuntimeOptions) -> io::Result<Mounts> {
+    let mounts = Mounts::parse(&std::fs::read_to_string("/proc/self/mountinfo")?);
+    Ok(match &options.cgroup {
+        Some(cgroup) => mounts.below(cgroup),
+        None => mounts,
+    })
 }
 
 fn cgroups(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Cgroups> {
@@ -213,6 +215,11 @@ impl Walls for Native {
             })
         }
         .boxed()
+    }
+
+    fn met_keeper(&self) -> io::Result<()> {
+        // A service manager takes the cgroups of a service that has ended away, and gives the next one new ones.
+        self.cgroups.make_ready()
     }
 
     fn remove(&self, id: &ContainerId) -> io::Result<()> {

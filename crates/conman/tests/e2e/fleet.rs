@@ -407,6 +407,7 @@ impl Fleet {
             workspaces: self.state.join("workspaces"),
             keeper_socket: self.state.join("unused"),
             witness: None,
+            cgroup: None,
         };
         let fleet = format!("/{}/", options.fleet());
         let files = walk(Path::new("/sys/fs/cgroup"));

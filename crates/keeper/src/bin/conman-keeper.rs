@@ -33,5 +33,6 @@ fn read(arguments: &[String]) -> Option<Config> {
         socket: socket.into(),
         host: host.parse().ok()?,
         walls,
+        manager: None,
     })
 }

@@ -248,7 +248,7 @@ impl Fleet {
         let host = host.clone();
         // Beside the supervisor: a host that does not answer must not stop it.
         tokio::spawn(async move {
-            let drained = tokio::time::timeout_at(due, node_client::preempt(&address));
+            let drained = tokio::time::timeout_at(due, node_client::preempt(&address, None));
             let answer = match drained.await {
                 Ok(Ok(report)) => {
                     tracing::info!(%host, ?report, "drained");

@@ -1,13 +1,21 @@
 //! The little of the node API that a supervisor asks of a host.
 
+use std::time::Duration;
+
 use model::wire::node::{DrainCause, DrainReport, DrainRequest};
 
 use crate::node::{self, Address};
 
-/// Empties a host whose machine is about to be gone; comes back when that is over.
-pub(in crate::cli) async fn preempt(address: &Address) -> anyhow::Result<DrainReport> {
+/// Empties a host whose machine is about to be gone, within `budget` or what is left of the notice; comes back
+/// when that is over.
+pub(in crate::cli) async fn preempt(
+    address: &Address,
+    budget: Option<Duration>,
+) -> anyhow::Result<DrainReport> {
+    let milliseconds = |budget: Duration| u64::try_from(budget.as_millis()).unwrap_or(u64::MAX);
     let request = DrainRequest {
         cause: DrainCause::Preemption,
+        budget_ms: budget.map(milliseconds),
         ..DrainRequest::default()
     };
     node::ask_json(address, "/node/v1/drain", &request).await

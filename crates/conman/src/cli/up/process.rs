@@ -99,6 +99,9 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
             if let Some(witness) = &common.witness {
                 command.arg("--witness").arg(path(witness));
             }
+            if let Some(cgroup) = &common.cgroup {
+                command.arg("--cgroup").arg(path(cgroup));
+            }
         }
     }
     command.arg("--host").arg(host.as_str());

@@ -1,12 +1,14 @@
-//! SIGTERM: what a machine that shuts down sends to everything on it.
+//! SIGTERM: what a machine that shuts down sends to everything on it, or a service manager to this process alone.
+//! Whatever comes after this process needs its part of the notice too.
 
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use model::timing::STOP_MAX;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Kind, Notice, Seen, Source, SourceError, UNSAID, Urgency};
+use super::{Kind, Notice, Seen, Source, SourceError, Urgency};
 
 pub(super) struct Terminated {
     signal: Signal,
@@ -34,7 +36,7 @@ impl Source for Terminated {
             self.count += 1;
             Ok(Seen::Notice(Notice {
                 id: format!("SIGTERM {}", self.count),
-                urgency: Urgency::Gone(UNSAID),
+                urgency: Urgency::Gone(STOP_MAX),
             }))
         }
         .boxed()

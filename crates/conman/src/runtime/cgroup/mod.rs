@@ -43,6 +43,9 @@ const LOOK_AGAIN: rustix::event::Timespec = rustix::event::Timespec {
     tv_nsec: 2_000_000,
 };
 
+/// How often processes are moved out of the way: one that forks in between leaves its child behind.
+const MOVES_MAX: u32 = 10;
+
 /// How long killed processes may take to end before that is an error.
 const EMPTY_MAX: Duration = Duration::from_secs(2);
 
@@ -80,23 +83,40 @@ impl Cgroups {
             fleet: fleet.to_owned(),
             host: host.clone(),
         };
-        for directory in cgroups.host_directories() {
-            make_all(&directory)?;
-        }
-        if let Some(root) = cgroups.mounts.v2.clone() {
+        if let Some(root) = &cgroups.mounts.v2 {
             let offered = words(&root.join("cgroup.controllers"))?;
             cgroups.v2_limits = Controller::ALL
                 .into_iter()
                 .filter(|controller| offered.contains(controller.as_str()))
                 .filter(|controller| !cgroups.mounts.v1.contains_key(controller))
                 .collect();
-            let fleet = root.join(&cgroups.fleet);
-            let host = fleet.join(cgroups.host.as_str());
-            enable(&root, &cgroups.v2_limits, InnerProcesses::MoveToLeaf)?;
-            enable(&fleet, &cgroups.v2_limits, InnerProcesses::Refuse)?;
-            enable(&host, &cgroups.v2_limits, InnerProcesses::Refuse)?;
         }
+        cgroups.make_ready()?;
         Ok(cgroups)
+    }
+
+    /// Makes the host's directories and turns on the controllers again, where that is undone.
+    ///
+    /// # Errors
+    /// As [`Cgroups::prepare`]'s.
+    pub fn make_ready(&self) -> io::Result<()> {
+        if let Some(root) = &self.mounts.v2
+            && !root.is_dir()
+        {
+            // Made by us it would be nobody's: it was to be given to us.
+            return Err(named(io::Error::from(io::ErrorKind::NotFound), root));
+        }
+        for directory in self.host_directories() {
+            make_all(&directory)?;
+        }
+        if let Some(root) = &self.mounts.v2 {
+            let fleet = root.join(&self.fleet);
+            let host = fleet.join(self.host.as_str());
+            enable(root, &self.v2_limits, InnerProcesses::MoveToLeaf)?;
+            enable(&fleet, &self.v2_limits, InnerProcesses::Refuse)?;
+            enable(&host, &self.v2_limits, InnerProcesses::Refuse)?;
+        }
+        Ok(())
     }
 
     /// The controllers that this machine does not have: their limits are not kept.
@@ -301,22 +321,31 @@ fn enable(
         return Ok(());
     }
     let missing = missing.join(" ");
-    match write(&control, &missing) {
-        Err(error)
-            if error.kind() == io::ErrorKind::ResourceBusy
-                && inner == InnerProcesses::MoveToLeaf =>
-        {
-            let leaf = directory.join("conman-leaf");
-            make(&leaf)?;
-            let processes = std::fs::read_to_string(directory.join("cgroup.procs"))?;
-            for process in processes.lines() {
-                // One that has ended meanwhile needs no move.
-                let _ = write(&leaf.join("cgroup.procs"), process);
+    let mut tries_left = MOVES_MAX;
+    loop {
+        match write(&control, &missing) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy
+                    && inner == InnerProcesses::MoveToLeaf
+                    && tries_left > 0 =>
+            {
+                tries_left -= 1;
+                move_to_leaf(directory)?;
             }
-            write(&control, &missing)
+            other => return other,
         }
-        other => other,
     }
+}
+
+fn move_to_leaf(directory: &Path) -> io::Result<()> {
+    let leaf = directory.join("conman-leaf");
+    make(&leaf)?;
+    let processes = std::fs::read_to_string(directory.join("cgroup.procs"))?;
+    for process in processes.lines() {
+        // One that has ended meanwhile needs no move.
+        let _ = write(&leaf.join("cgroup.procs"), process);
+    }
+    Ok(())
 }
 
 fn limit_v2(directory: &Path, controller: Controller, limits: &Limits) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Which cgroup trees this machine has, read from `/proc/self/mountinfo`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A controller that limits something of a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +68,21 @@ impl Mounts {
         }
         mounts
     }
+
+    /// The same trees from this cgroup on: one that a service manager has given away, to be found in each of
+    /// them. An absolute path means the same as a relative one, as in `/proc/self/cgroup`.
+    pub fn below(self, cgroup: &Path) -> Self {
+        let cgroup = cgroup.strip_prefix("/").unwrap_or(cgroup);
+        let moved = |root: PathBuf| root.join(cgroup);
+        Self {
+            v2: self.v2.map(moved),
+            v1: self
+                .v1
+                .into_iter()
+                .map(|(controller, root)| (controller, moved(root)))
+                .collect(),
+        }
+    }
 }
 
 /// The kernel writes blanks and backslashes in a path as `\040` and the like.
@@ -122,6 +137,24 @@ mod tests {
                 (Controller::Cpu, PathBuf::from("/sys/fs/cgroup/cpu,cpuacct")),
             ])
         );
+    }
+
+    #[test]
+    fn a_cgroup_that_was_given_away() {
+        let mounts = Mounts::parse(
+            "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+             35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+        );
+        let below = mounts.clone().below(Path::new("/system.slice/x.service"));
+        assert_eq!(
+            below.v2.as_deref(),
+            Some(Path::new("/sys/fs/cgroup/unified/system.slice/x.service"))
+        );
+        assert_eq!(
+            below.v1[&Controller::Memory],
+            Path::new("/sys/fs/cgroup/memory/system.slice/x.service")
+        );
+        assert_eq!(below, mounts.below(Path::new("system.slice/x.service")));
     }
 
     #[test]

@@ -175,6 +175,10 @@ async fn resync(shared: &Arc<Shared>, link: &mut Link, is_same: bool) -> io::Res
         link.send(Request::Forget { ids: ended }).await?;
     }
     if !is_same {
+        let walls = shared.walls.clone();
+        blocking(move || walls.met_keeper())
+            .await
+            .map_err(io::Error::other)??;
         shared.clone().end_leftovers(running).await;
     }
     Ok(())

@@ -64,6 +64,11 @@ pub(super) trait Walls: Send + Sync + 'static {
         port: u16,
     ) -> BoxFuture<'a, Result<TcpStream, Refusal>>;
 
+    /// A keeper is there that was not before: whatever ended with the last one is made again.
+    fn met_keeper(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
     /// Removes what a dead container left.
     fn remove(&self, id: &ContainerId) -> std::io::Result<()>;
 

@@ -186,7 +186,7 @@ async fn sigterm_is_a_notice() {
     let mut terminated = Terminated::new().unwrap();
     let this = rustix::process::getpid();
     rustix::process::kill_process(this, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(within(terminated.look().await), Duration::from_secs(30));
+    assert_eq!(within(terminated.look().await), model::timing::STOP_MAX);
 }
 
 #[tokio::test]

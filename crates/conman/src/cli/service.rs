@@ -1,0 +1,160 @@
+//! What the service manager that runs a node is told: that it serves, that it still works, what it is at.
+//!
+//! ```text
+//! every role listens, the host is registered ─► Ready
+//! then, twice within the watchdog's patience: every role answers a request ─► Alive, Status
+//! ```
+//!
+//! A sign of life is an answer that came the way that others' answers come: through the socket, the task that
+//! accepts, and the task that owns the host's state. If one of these hangs, there is no sign, and the service
+//! manager starts another conman, which adopts the containers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Full;
+use keeper::manager::{Manager, Word};
+use model::id::Incarnation;
+use model::wire::node::HostStatus;
+use tokio::sync::watch;
+
+use crate::node::{self, Address};
+
+/// How often people are shown what goes on, where there is no watchdog.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+
+/// What a node consists of, as far as its service manager cares.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Roles {
+    /// The host's node API, and its registration.
+    pub(super) host: Option<(Address, watch::Receiver<Option<Incarnation>>)>,
+    /// Where the gateway listens.
+    pub(super) gateway: Option<SocketAddr>,
+}
+
+/// Keeps the manager informed, for as long as the node runs.
+pub(super) async fn inform(manager: Arc<Manager>, mut roles: Roles) {
+    if let Some((_, registration)) = &mut roles.host
+        && registration.wait_for(Option::is_some).await.is_err()
+    {
+        // The host has ended, which is said where it is handled.
+        return;
+    }
+    manager.tell(&Word::Ready);
+    let every = manager.beat_every().unwrap_or(STATUS_EVERY);
+    let mut beats = tokio::time::interval(every);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        match tokio::time::timeout(every, pulse(&roles)).await {
+            Ok(Ok(status)) => {
+                manager.tell(&Word::Alive);
+                manager.tell(&Word::Status(&status));
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = format!("{error:#}"), "no sign of life is given");
+            }
+            Err(_) => tracing::error!("no sign of life is given: no answer in time"),
+        }
+    }
+}
+
+/// Has every role answer, and says what they are at.
+async fn pulse(roles: &Roles) -> anyhow::Result<String> {
+    let mut words = Vec::new();
+    if let Some((address, _)) = &roles.host {
+        let body = get(address, "/node/v1/status")
+            .await
+            .context("ask the host")?;
+        let status: HostStatus = serde_json::from_slice(&body).context("read the host's status")?;
+        words.push(in_words(&status));
+    }
+    if let Some(listen) = roles.gateway {
+        let address = Address::Tcp(listen.to_string());
+        get(&address, "/healthz").await.context("ask the gateway")?;
+        words.push(format!("gateway on {listen}"));
+    }
+    Ok(words.join("; "))
+}
+
+async fn get(address: &Address, path: &str) -> anyhow::Result<Bytes> {
+    let request = Request::get(path)
+        .header(header::HOST, "localhost")
+        .body(Full::default())?;
+    let answer = node::ask(address, request).await?;
+    anyhow::ensure!(
+        answer.status().is_success(),
+        "it answered {}",
+        answer.status()
+    );
+    Ok(answer.into_body())
+}
+
+fn in_words(status: &HostStatus) -> String {
+    let HostStatus {
+        host, containers, ..
+    } = status;
+    let state = match (status.draining, status.incarnation) {
+        (true, _) => "draining",
+        (false, Some(_)) => "registered",
+        (false, None) => "not registered",
+    };
+    let keeper = match status.keeper_pid {
+        Some(_) => "",
+        None => ", without a keeper",
+    };
+    format!("{host} {state}{keeper}, containers: {}", containers.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> HostStatus {
+        HostStatus {
+            host: "h1".parse().unwrap(),
+            incarnation: Some(Incarnation(7)),
+            lease_margin_ms: 2_900,
+            draining: false,
+            conman_pid: 1,
+            keeper_pid: Some(2),
+            containers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_status_is_one_line_for_people() {
+        assert_eq!(in_words(&status()), "h1 registered, containers: 0");
+        let draining = HostStatus {
+            draining: true,
+            keeper_pid: None,
+            ..status()
+        };
+        assert_eq!(
+            in_words(&draining),
+            "h1 draining, without a keeper, containers: 0"
+        );
+        let lost = HostStatus {
+            incarnation: None,
+            ..status()
+        };
+        assert_eq!(in_words(&lost), "h1 not registered, containers: 0");
+    }
+
+    #[tokio::test]
+    async fn nobody_who_answers_is_no_pulse() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = free.local_addr().unwrap();
+        drop(free);
+        let roles = Roles {
+            host: None,
+            gateway: Some(listen),
+        };
+        let error = format!("{:#}", pulse(&roles).await.unwrap_err());
+        assert!(error.starts_with("ask the gateway: connect to"), "{error}");
+    }
+}

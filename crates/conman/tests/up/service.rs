@@ -1,0 +1,162 @@
+//! A node and its keeper under a service manager, which this test plays: one configuration file for both, the words
+//! of `sd_notify`, and the difference between a stop and a restart.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use rustix::process::Signal;
+
+use crate::harness::{PATIENCE, Watched, conman, run, send, stderr, stdout};
+
+/// What a service manager hears of one service.
+struct Heard(UnixDatagram);
+
+impl Heard {
+    fn at(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(socket)
+    }
+
+    fn next(&self) -> String {
+        let mut buffer = [0; 1024];
+        let length = self.0.recv(&mut buffer).expect("a word in time");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    /// Listens until this is said.
+    fn until(&self, wanted: &str) {
+        while !self.next().starts_with(wanted) {}
+    }
+}
+
+/// A service, killed if it is not ended.
+struct Service {
+    child: Child,
+    heard: Heard,
+}
+
+impl Service {
+    fn start(directory: &Path, command: &str, watchdog: Option<&str>) -> Self {
+        let socket = directory.join(format!("{command}.notify"));
+        let _ = std::fs::remove_file(&socket);
+        let heard = Heard::at(&socket);
+        let mut started = conman();
+        started.arg(command).env("NOTIFY_SOCKET", &socket);
+        started.env("CONMAN_CONFIG", directory.join("conman.toml"));
+        started
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID");
+        if let Some(usec) = watchdog {
+            started.env("WATCHDOG_USEC", usec);
+        }
+        Self {
+            child: log_to(&mut started, &directory.join(format!("{command}.log"))),
+            heard,
+        }
+    }
+
+    /// Ends it, and returns its exit code.
+    fn end(mut self, signal: Signal) -> Option<i32> {
+        send(self.child.id(), signal);
+        let watched = Watched::new(self.child.id());
+        assert!(watched.has_ended_within(PATIENCE), "it does not end");
+        self.heard.until("STOPPING=1");
+        self.child.wait().unwrap().code()
+    }
+}
+
+fn log_to(command: &mut Command, log: &Path) -> Child {
+    let file = std::fs::File::options().create(true).append(true).open(log);
+    command.stderr(file.unwrap()).spawn().unwrap()
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One host and a gateway, as the packaged file has them.
+fn configure(directory: &Path) -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = free.local_addr().unwrap();
+    let config = format!(
+        "state = '{0}/state'\nruntime = 'process'\nhost = 'h1'\nlisten = '{listen}'\n\
+         host_address = 'unix:{0}/node'\nkeeper_socket = '{0}/keeper'\n",
+        directory.display()
+    );
+    std::fs::write(directory.join("conman.toml"), config).unwrap();
+    format!("http://{listen}")
+}
+
+fn ask(url: &str, arguments: &[&str]) -> String {
+    let output = conman().env("CONMAN_URL", url).args(arguments).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn a_restart_leaves_containers_alive_and_a_stop_drains_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let url = configure(directory);
+    let keeper = Service::start(directory, "keeper", Some("200000"));
+    assert_eq!(keeper.heard.next(), "READY=1");
+    assert_eq!(keeper.heard.next(), "WATCHDOG=1");
+    let node = Service::start(directory, "serve", Some("2000000"));
+    assert_eq!(node.heard.next(), "READY=1");
+    assert_eq!(node.heard.next(), "WATCHDOG=1");
+    let status = node.heard.next();
+    assert!(status.starts_with("STATUS=h1 registered"), "{status}");
+    ask(&url, &["repl", "create", "a", "--", "sleep", "1000"]);
+    ask(&url, &["repl", "start", "a"]);
+    let pid = ask(&url, &["repl", "exec", "a", "--", "sh", "-c", "echo $PPID"]);
+    let container = Watched::new(pid.trim().parse().unwrap());
+
+    assert_eq!(node.end(Signal::HUP), Some(0));
+    let node = Service::start(directory, "serve", None);
+    node.heard.until("READY=1");
+    node.heard.until("STATUS=h1 registered");
+    let again = ask(&url, &["repl", "exec", "a", "--", "sh", "-c", "echo $PPID"]);
+    assert_eq!(again, pid, "it is the same container");
+
+    assert_eq!(node.end(Signal::TERM), Some(0));
+    assert!(container.has_ended_within(PATIENCE), "it was drained");
+    let log = std::fs::read_to_string(directory.join("serve.log")).unwrap();
+    assert!(log.contains("unfinished=0"), "{log}");
+    assert_eq!(keeper.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_node_that_hangs_gives_no_sign_of_life() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    configure(directory);
+    let _keeper = Service::start(directory, "keeper", None);
+    let node = Service::start(directory, "serve", Some("400000"));
+    node.heard.until("READY=1");
+    node.heard.until("WATCHDOG=1");
+    send(node.child.id(), Signal::STOP);
+    // What it had said before the signal took effect is read first.
+    let silence = std::time::Duration::from_secs(1);
+    node.heard.0.set_read_timeout(Some(silence)).unwrap();
+    let mut buffer = [0; 1024];
+    while node.heard.0.recv(&mut buffer).is_ok() {}
+    send(node.child.id(), Signal::CONT);
+    node.heard.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    node.heard.until("WATCHDOG=1");
+}
+
+#[test]
+fn a_keeper_that_is_not_told_whose_it_is_says_so() {
+    let output = run(&["keeper"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        stderr(&output),
+        "conman: host: a keeper must be told whose it is (set by --host, CONMAN_HOST, or host in the file)\n"
+    );
+}
