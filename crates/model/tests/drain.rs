@@ -209,6 +209,11 @@ fn targets_are_told_then_all_die_at_once_and_leave_in_batches_users_first() {
         started: 1,
     });
     assert_eq!(reached(&effects), [DrainPhase::Started]);
+    // Nothing was cleaned up before, and now everything is.
+    let cleaned = effects
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Cleanup { .. }));
+    assert_eq!(cleaned.count(), 4);
     let report = report(&effects).unwrap();
     assert_eq!(
         (report.containers, report.handed_off, report.started),

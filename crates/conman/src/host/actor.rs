@@ -137,7 +137,7 @@ pub(super) struct Actor {
     sessions: HashMap<ContainerId, u32>,
     ends: HashMap<ContainerId, End>,
     /// The container whose state was last announced, by repl.
-    announced: HashMap<ReplId, ContainerId>,
+    announced: HashMap<ReplId, (ContainerId, ContainerState)>,
     keeper_pid: Option<u32>,
     metrics: Arc<HostMetrics>,
 }
@@ -306,13 +306,16 @@ impl Actor {
                     repl: repl.clone(),
                     epoch: status.epoch,
                 };
-                self.announced.insert(repl, id);
+                let before = self.announced.insert(repl, (id, status.state));
+                self.metrics
+                    .moved(before.map(|(_, state)| state), Some(status.state));
                 NodeEvent::Container(status)
             }
             None => {
-                let Some(id) = self.announced.remove(&repl) else {
+                let Some((id, before)) = self.announced.remove(&repl) else {
                     return;
                 };
+                self.metrics.moved(Some(before), None);
                 if let Some(end) = self.ends.remove(&id)
                     && let Some(dead) = end.dead
                 {
@@ -325,12 +328,6 @@ impl Actor {
                 }
             }
         };
-        self.metrics.count_states(
-            self.host
-                .containers()
-                .values()
-                .filter_map(|container| container.state()),
-        );
         // Nobody may be following.
         let _ = self.handle.events.send(event);
     }

@@ -10,6 +10,7 @@ use model::keys::{self, HostState};
 use model::lease::{LeaseEffect, LeaseEvent};
 use model::spec::Spec;
 use model::store::{StoreError, TxnOutcome};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::departures::Starts;
@@ -24,6 +25,9 @@ use crate::store::Store;
 /// How long to wait before a store that failed is asked again: its clients all come back at once.
 pub(super) const STORE_RETRY: Duration = Duration::from_millis(200);
 
+/// How many dead containers are cleaned up after at once: nobody waits for it, and everybody shares its locks.
+const CLEANUPS_AT_ONCE: usize = 2;
+
 /// Carries out effects. Cheap to clone into tasks.
 #[derive(Clone)]
 pub(super) struct Effects {
@@ -34,6 +38,7 @@ pub(super) struct Effects {
     metrics: Arc<HostMetrics>,
     me: Arc<Me>,
     pub(super) starts: Starts,
+    cleanups: Arc<Semaphore>,
 }
 
 impl Effects {
@@ -52,6 +57,7 @@ impl Effects {
             handle,
             metrics,
             starts: Starts::default(),
+            cleanups: Arc::new(Semaphore::new(CLEANUPS_AT_ONCE)),
         }
     }
 
@@ -95,6 +101,8 @@ impl Effects {
                 Effect::ReadTargets => this.read_targets().await,
                 Effect::Prepare { told } => this.tell_what_is_coming(told).await,
                 Effect::Cleanup { id } => {
+                    // Closed only with the process.
+                    let _turn = this.cleanups.acquire().await;
                     if let Err(refusal) = this.runtime.cleanup(&id).await {
                         tracing::warn!(repl = %id.repl, epoch = id.epoch.0, %refusal, "clean up");
                     }

@@ -158,6 +158,13 @@ impl HostMetrics {
             notice_failures: Family::default(),
             notices: Family::default(),
         };
+        for (state, _) in STATES {
+            // Zero is a figure too.
+            metrics
+                .containers
+                .get_or_create(&StateLabel { state })
+                .set(0);
+        }
         registry.register(
             "conman_containers",
             "Containers on this host by state",
@@ -221,17 +228,14 @@ impl HostMetrics {
         metrics
     }
 
-    pub(super) fn count_states(&self, states: impl Iterator<Item = ContainerState>) {
-        let mut counts = [0_i64; STATES.len()];
-        for state in states {
-            if let Some(index) = STATES.iter().position(|(_, other)| *other == state) {
-                counts[index] += 1;
+    /// A container's state is another one than before; `None` before its first and after its last.
+    pub(super) fn moved(&self, before: Option<ContainerState>, after: Option<ContainerState>) {
+        for (state, by) in [(before, -1), (after, 1)] {
+            let label = STATES.iter().find(|(_, other)| Some(*other) == state);
+            if let Some((state, _)) = label {
+                let state = StateLabel { state: *state };
+                self.containers.get_or_create(&state).inc_by(by);
             }
-        }
-        for ((state, _), count) in STATES.into_iter().zip(counts) {
-            self.containers
-                .get_or_create(&StateLabel { state })
-                .set(count);
         }
     }
 

@@ -9,10 +9,10 @@
 //! Mounts live in the container's own namespace and end with it; what is on disk is below the state
 //! directory (see `layout`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -29,7 +29,7 @@ use super::dial::Dialer;
 use super::image::{HOME, Images};
 use super::kept::{Kept, Member, Record, Walls};
 use super::layout::{Layout, RuntimeOptions, parse_id};
-use super::{StartRequest, not_listening, not_running};
+use super::{Running, StartRequest, not_listening, not_running};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -39,6 +39,10 @@ struct Native {
     cgroups: Cgroups,
     images: Images,
     dialer: Dialer,
+    /// The mount namespaces of containers that live or are not cleaned up after. The last process of a container
+    /// would have to unmount all of it before it counts as dead, and of two hundred only one at a time can; so it is
+    /// not the last to hold it.
+    mounts: Mutex<HashMap<ContainerId, std::fs::File>>,
 }
 
 /// Prepares this machine and begins to look for the keeper. Must be called within tokio; blocks for as long
@@ -81,6 +85,7 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
         witness: options.witness.clone(),
         cgroups,
         dialer: Dialer::default(),
+        mounts: Mutex::default(),
     };
     Ok(Kept::new(Arc::new(native), options))
 }
@@ -120,6 +125,11 @@ fn cgroups(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Cgroups> {
 }
 
 impl Native {
+    fn mounts(&self) -> MutexGuard<'_, HashMap<ContainerId, std::fs::File>> {
+        // Whole after every statement under the lock.
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn make_files(&self, id: &ContainerId) -> io::Result<()> {
         let make = |directory: &Path| match std::fs::create_dir(directory) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -178,6 +188,13 @@ impl Walls for Native {
         Ok((launch, record))
     }
 
+    fn hold(&self, running: &Running) {
+        // One that has died meanwhile has nothing left to hold.
+        if let Ok(namespace) = std::fs::File::open(format!("/proc/{}/ns/mnt", running.pid)) {
+            self.mounts().insert(running.id.clone(), namespace);
+        }
+    }
+
     fn kill(&self, member: &Member) -> io::Result<()> {
         self.cgroups.kill(&member.running.id)?;
         member.kill()
@@ -223,6 +240,9 @@ impl Walls for Native {
     }
 
     fn remove(&self, id: &ContainerId) -> io::Result<()> {
+        // Here is the unmounting, which may wait for a disk.
+        let namespace = self.mounts().remove(id);
+        drop(namespace);
         self.cgroups.remove(id)?;
         remove_all(&self.layout.overlay(id))
     }

@@ -62,6 +62,11 @@ impl Drain {
         self.ranks.get(repl).copied()
     }
 
+    /// Whether its report is final.
+    pub(super) fn is_over(&self) -> bool {
+        self.step == Step::Over
+    }
+
     pub(super) fn left(&mut self, handed_off: bool) {
         self.report.handed_off += u32::from(handed_off);
         self.abroad += u32::from(handed_off);

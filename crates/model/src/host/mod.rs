@@ -51,6 +51,8 @@ pub struct Host {
     containers: BTreeMap<ReplId, Container>,
     drain: Option<Drain>,
     leaving: Leaving,
+    /// The dead that are not cleaned up after yet.
+    remains: Vec<ContainerId>,
     /// Sessions that came before the host knew what it owns.
     early: Vec<(Ticket, ReplId, Option<Epoch>)>,
 }
@@ -66,6 +68,7 @@ impl Host {
             containers: BTreeMap::new(),
             drain: None,
             leaving: Leaving::default(),
+            remains: vec![],
             early: vec![],
         }
     }
@@ -162,7 +165,7 @@ impl Host {
                     {
                         refuse_all(&mut container.waiting, &exited_at_once(&id.repl), out);
                     }
-                    out.push(Effect::Cleanup { id: id.clone() });
+                    self.remains.push(id.clone());
                     self.give_up(id, out);
                 }
             }
@@ -215,6 +218,24 @@ impl Host {
             self.lease_step(LeaseEvent::Join, now, out);
         }
         self.settle_drain(now, out);
+        self.clean_up(out);
+    }
+
+    /// Cleaning up is for nobody who waits: it must not take the machine from deaths and from starts elsewhere, so it
+    /// comes after the repls have left, and after a drain as a whole.
+    fn clean_up(&mut self, out: &mut Vec<Effect>) {
+        if self.drain.as_ref().is_some_and(|drain| !drain.is_over()) {
+            return;
+        }
+        let mut remains = std::mem::take(&mut self.remains);
+        remains.retain(|id| {
+            let leaves = self.container(id).is_some();
+            if !leaves {
+                out.push(Effect::Cleanup { id: id.clone() });
+            }
+            leaves
+        });
+        self.remains = remains;
     }
 
     fn fence(&mut self, out: &mut Vec<Effect>) {

@@ -239,7 +239,7 @@ impl Host {
             if container.stop.is_none() {
                 refuse_all(&mut container.waiting, &why, out);
             }
-            out.push(Effect::Cleanup { id: id.clone() });
+            self.remains.push(id.clone());
             self.give_up(id.clone(), out);
         }
     }

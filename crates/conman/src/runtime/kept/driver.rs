@@ -329,6 +329,7 @@ impl Shared {
             pid: held.pid,
             started: held.started,
         };
+        self.walls.hold(&running);
         let member = Arc::new(Member {
             running: running.clone(),
             pidfd: Arc::new(fds.0),

@@ -50,6 +50,12 @@ pub(super) trait Walls: Send + Sync + 'static {
     /// Prepares everything that must exist before the keeper starts the container.
     fn prepare(&self, request: &StartRequest) -> Result<(Launch, Record), Refusal>;
 
+    /// Holds on to what the kernel would otherwise take down on the way to its death, until [`Walls::remove`]. Called
+    /// once for each container that is seen alive.
+    fn hold(&self, running: &Running) {
+        let _ = running;
+    }
+
     /// SIGKILL to everything in it, without the keeper.
     fn kill(&self, member: &Member) -> std::io::Result<()>;
 
