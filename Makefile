@@ -41,6 +41,10 @@ doctor: release ## what this machine offers, and what each missing thing costs
 bench: ## what a user waits for, beside docker run; figures in target/figures/bench.json
 	scripts/bench
 
+.PHONY: bench-destroy
+bench-destroy: ## two hundred containers destroyed at once: docker kill, conman reap; figures in target/figures/bench-destroy.json
+	scripts/bench-destroy
+
 .PHONY: bench-stuck
 bench-stuck: ## the stuck report beside DuckDB, jq, mtail, grep and wc
 	scripts/bench-stuck
