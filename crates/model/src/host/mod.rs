@@ -283,10 +283,12 @@ impl Host {
         if self.lease.incarnation(now) != Some(incarnation) {
             return;
         }
-        let Keeper::Unmatched(running) = std::mem::replace(&mut self.keeper, Keeper::Matched)
-        else {
+        // A keeper that went meanwhile has taken everything along, and nothing can be started without one.
+        let Keeper::Unmatched(running) = &mut self.keeper else {
             return;
         };
+        let running = std::mem::take(running);
+        self.keeper = Keeper::Matched;
         let mut kill = vec![];
         for (id, started) in &running {
             if self.container(id).is_some() {
