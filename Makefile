@@ -42,7 +42,7 @@ bench: ## what a user waits for, beside docker run; figures in target/figures/be
 	scripts/bench
 
 .PHONY: bench-destroy
-bench-destroy: ## two hundred containers destroyed at once: docker kill, conman reap; figures in target/figures/bench-destroy.json
+bench-destroy: ## two hundred containers destroyed at once: docker kill, conman reap, a drain, a bare kernel; figures in target/figures/bench-destroy.json
 	scripts/bench-destroy
 
 .PHONY: bench-stuck

@@ -139,12 +139,18 @@ impl Figures {
 
     /// Writes the same for machines.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let directory = path.parent().context("the file's directory")?;
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("make {}", directory.display()))?;
         let text = serde_json::to_string_pretty(&self.document())? + "\n";
-        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+        write(path, &text)
     }
+}
+
+/// Writes a file that people look for after a run, and its directory if need be.
+pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let directory = path.parent().context("the file's directory")?;
+    std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    crate::say(&format!("written to {}", path.display()));
+    Ok(())
 }
 
 /// The value at or below which `share` of all values are (nearest rank); not a number if there are none.

@@ -86,8 +86,8 @@ fn free_port() -> anyhow::Result<u16> {
 }
 
 impl Fleet {
-    /// Starts a fleet of three hosts and waits until it is ready.
-    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+    /// Starts a fleet and waits until it is ready.
+    pub(crate) fn start(hosts: u16, arguments: &[&str]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let image = make_image(directory.path())?;
         let address = format!("127.0.0.1:{}", free_port()?);
@@ -95,7 +95,7 @@ impl Fleet {
             .args([
                 "up",
                 "--hosts",
-                "3",
+                &hosts.to_string(),
                 "--runtime",
                 "native",
                 "--listen",
@@ -131,11 +131,24 @@ impl Fleet {
         std::fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
     }
 
-    /// Creates repls that serve, free at first.
-    pub(crate) async fn create(&self, repls: &[String]) -> anyhow::Result<()> {
+    /// Where it keeps everything.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// The first process of each container that there is.
+    pub(crate) async fn pids(&self) -> anyhow::Result<Vec<i32>> {
+        let repls = self.api("GET", "/v1/repls").await?;
+        let repls = repls["repls"].as_array().context("the repls")?;
+        let pids = repls.iter().filter_map(|repl| repl["pid"].as_u64());
+        pids.map(|pid| Ok(i32::try_from(pid)?)).collect()
+    }
+
+    /// Creates repls that run this, free at first.
+    pub(crate) async fn create(&self, repls: &[String], command: &[&str]) -> anyhow::Result<()> {
         let spec = json!({
             "image": format!("dir:{}", self.image.display()),
-            "command": ["/testserver"],
+            "command": command,
             "port": 8000,
         });
         for repl in repls {
@@ -265,6 +278,14 @@ impl Drop for Fleet {
             let _ = self.child.wait();
         }
     }
+}
+
+/// As many open files as this process may have: every container that is watched needs one, every user too.
+pub(crate) fn raise_open_files() -> anyhow::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("raise the limit of open files")
 }
 
 /// Sends a signal to a process of the fleet.

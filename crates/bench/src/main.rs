@@ -1,4 +1,4 @@
-//! `make bench`: what a user waits for, and what a repl costs.
+//! `make bench`: what a user waits for, and what a repl costs. (With an argument, the benchmark of that name.)
 //!
 //! ```text
 //! fleet: cold opens one by one ─► (docker run, beside it) ─► many at once ─► idle: memory ─► drain ─► stop
@@ -8,6 +8,7 @@
 //! Prints a table and writes the same to `target/figures/bench.json`; fails when a target is missed. Peers run
 //! in the same run on the same machine, for machines are noisy and ratios mean more than times.
 
+mod destroy;
 mod docker;
 mod figures;
 mod fleet;
@@ -22,6 +23,9 @@ use futures_util::future::join_all;
 
 use crate::figures::{Figures, percentile};
 use crate::fleet::{Fleet, Lost};
+
+/// What serves in the containers.
+const SERVER: &[&str] = &["/testserver"];
 
 /// Enough that the 99th percentile is not the worst one.
 const COLD_OPENS: usize = 200;
@@ -50,7 +54,14 @@ fn say(text: &str) {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    let ran = match std::env::args().nth(1).as_deref() {
+        None => run().await,
+        Some("destroy") => destroy::run().await,
+        Some(other) => Err(anyhow::anyhow!(
+            "there is no benchmark {other:?}: destroy, or nothing"
+        )),
+    };
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("{error:#}"));
@@ -61,7 +72,7 @@ async fn main() -> ExitCode {
 
 async fn run() -> anyhow::Result<()> {
     let mut figures = Figures::default();
-    let fleet = Fleet::start(&[])?;
+    let fleet = Fleet::start(3, &[])?;
     opens(&fleet, &mut figures).await?;
     memory(&fleet, &mut figures).await?;
     drain(&fleet, &mut figures).await?;
@@ -75,7 +86,6 @@ async fn run() -> anyhow::Result<()> {
     println!("{}", figures.table());
     let path = Path::new("target/figures/bench.json");
     figures.write(path)?;
-    say(&format!("written to {}", path.display()));
     ensure!(figures.targets_met(), "a target was missed");
     Ok(())
 }
@@ -84,7 +94,7 @@ async fn run() -> anyhow::Result<()> {
 async fn opens(fleet: &Fleet, figures: &mut Figures) -> anyhow::Result<()> {
     say("cold opens, one at a time");
     let repls = names("cold", COLD_OPENS);
-    fleet.create(&repls).await?;
+    fleet.create(&repls, SERVER).await?;
     let mut cold = vec![];
     for repl in &repls {
         cold.push(ms(fleet.get(repl).await?.first_byte));
@@ -112,7 +122,7 @@ async fn opens(fleet: &Fleet, figures: &mut Figures) -> anyhow::Result<()> {
 
     say("cold opens, all at once");
     let repls = names("burst", AT_ONCE);
-    fleet.create(&repls).await?;
+    fleet.create(&repls, SERVER).await?;
     let began = Instant::now();
     let opens = repls.iter().map(|repl| fleet.get(repl));
     let opens: Result<Vec<_>, _> = join_all(opens).await.into_iter().collect();
@@ -214,9 +224,9 @@ async fn drain(fleet: &Fleet, figures: &mut Figures) -> anyhow::Result<()> {
 /// Returns how often the witness saw two alive.
 async fn failover(figures: &mut Figures) -> anyhow::Result<usize> {
     say("a host lost whole, without notice");
-    let fleet = Fleet::start(&["--restart", "false"])?;
+    let fleet = Fleet::start(3, &["--restart", "false"])?;
     let repls = names("lost", FAILOVER_REPLS);
-    fleet.create(&repls).await?;
+    fleet.create(&repls, SERVER).await?;
     for repl in &repls {
         fleet.get(repl).await?;
     }

@@ -4,6 +4,7 @@
 //! `hello from <repl> <instance>`, where the instance is drawn at the start, so that a client sees whether
 //! it talks to another container than before. A WebSocket on any path is sent `<instance>` and then
 //! gets back what it sends. `POST /exit/N` ends the server with code N.
+//! With the argument `sleep` it serves nothing and waits.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -14,6 +15,11 @@ use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
 
 fn main() -> io::Result<()> {
+    if std::env::args().nth(1).as_deref() == Some("sleep") {
+        loop {
+            std::thread::park();
+        }
+    }
     let port = std::env::args()
         .nth(1)
         .or_else(|| std::env::var("PORT").ok())

@@ -2,20 +2,20 @@
 
 use std::time::Instant;
 
-use crate::Destroyed;
-use crate::deaths::Watch;
-use crate::engine::{Engine, docker};
+use super::Destroyed;
+use super::deaths::Watch;
+use super::engine::{Engine, docker};
 
-pub(crate) fn destroy(engine: &Engine, count: usize) -> anyhow::Result<Destroyed> {
+pub(super) fn destroy(engine: &Engine, count: usize) -> anyhow::Result<Destroyed> {
     let containers = engine.run(count)?;
     let (ids, pids): (Vec<_>, Vec<_>) = containers.iter().cloned().unzip();
     let watch = Watch::over(&pids)?;
     let began = Instant::now();
-    let watch = watch.begin(began);
+    let watch = watch.begin(began)?;
     docker(&["kill"], &ids)?;
     docker(&["wait"], &ids)?;
     let settled = began.elapsed();
-    let deaths = crate::deaths::joined(watch)?;
+    let deaths = watch.deaths()?;
     engine.remove(&containers)?;
     Ok(Destroyed {
         settled: Some(settled),

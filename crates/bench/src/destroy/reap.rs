@@ -1,16 +1,16 @@
 //! `conman reap` of all.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::Destroyed;
-use crate::deaths::Watch;
-use crate::engine::{Engine, LABEL};
+use super::Destroyed;
+use super::deaths::Watch;
+use super::engine::{Engine, LABEL};
 
-pub(crate) fn destroy(engine: &Engine, count: usize) -> anyhow::Result<Destroyed> {
+pub(super) fn destroy(engine: &Engine, count: usize) -> anyhow::Result<Destroyed> {
     let containers = engine.run(count)?;
     let pids: Vec<_> = containers.iter().map(|(_, pid)| *pid).collect();
     let program = std::env::current_exe()?.with_file_name("conman");
@@ -19,9 +19,9 @@ pub(crate) fn destroy(engine: &Engine, count: usize) -> anyhow::Result<Destroyed
     reap.args(["reap", "--json", "--filter", &format!("label={LABEL}")]);
     let watch = Watch::over(&pids)?;
     let began = Instant::now();
-    let watch = watch.begin(began);
+    let watch = watch.begin(began)?;
     let output = reap.output().context("run conman reap")?;
-    let deaths = crate::deaths::joined(watch)?;
+    let deaths = watch.deaths()?;
     ensure!(
         output.status.success(),
         "conman reap: {}",
@@ -30,14 +30,9 @@ pub(crate) fn destroy(engine: &Engine, count: usize) -> anyhow::Result<Destroyed
     let report: Value = serde_json::from_slice(&output.stdout).context("read its report")?;
     ensure!(report["proven"] == count, "it killed something else");
     engine.remove(&containers)?;
-    let said = |name: &str| {
-        report[name]
-            .as_f64()
-            .map(|ms| Duration::from_secs_f64(ms / 1e3))
-    };
     Ok(Destroyed {
-        sent: said("sent_ms"),
-        settled: said("settled_ms"),
+        sent: super::said(&report, "sent_ms"),
+        settled: super::said(&report, "settled_ms"),
         ..Destroyed::of(deaths)
     })
 }
