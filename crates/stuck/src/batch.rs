@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use model::stuck::LogTime;
+
 use crate::{
     entities,
     format::{
@@ -10,6 +12,7 @@ use crate::{
     },
     plan::Plan,
     record::{Kind, Value},
+    sorter::place,
     source::{Chunk, LINE_BYTES_MAX},
     stamp::{Stamp, StampReader},
     tracker::Failure,
@@ -21,32 +24,131 @@ pub const SHOWN_MAX: usize = 3;
 const REASON_BYTES_MAX: usize = 160;
 const OF_DAY: u32 = 1 << 31;
 
-/// One attempt, as small as can be.
+/// One attempt; its failure is owned or borrowed.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt {
-    /// Its time, or the time of day alone.
-    pub time: i64,
+pub struct Attempt<F> {
+    /// Its time.
+    pub time: LogTime,
     /// The entity's hash.
     pub hash: u64,
-    line_and_mark: u32,
-    failure: u32,
+    /// Its line, from 0 and counted from the first of the chunk.
+    pub line: u64,
+    /// Who failed and why, if it failed.
+    pub failure: Option<F>,
 }
 
-impl Attempt {
-    /// The line, from 0, counted from the first of the chunk.
-    pub fn line(&self) -> u64 {
-        u64::from(self.line_and_mark & !OF_DAY)
+/// The attempts of a chunk, column by column: each part of the work then reads what it needs alone.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// Their times, or the times of day alone.
+    pub times: Vec<i64>,
+    /// Their entities' hashes.
+    pub hashes: Vec<u64>,
+    /// The failed ones, by their index.
+    pub failures: Vec<(u32, Failure)>,
+    /// The line of each, from 0 and counted from the first of the chunk, and a mark for a time of day.
+    lines: Vec<u32>,
+    has_of_day: bool,
+}
+
+impl Attempts {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.times.len()
     }
 
-    /// Whether its stamp has the time of day alone.
-    pub fn is_of_day(&self) -> bool {
-        self.line_and_mark & OF_DAY != 0
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.times.is_empty()
     }
 
-    /// The index of its failure, if it failed.
+    /// The line of one, counted as in the chunk.
+    pub fn line(&self, index: usize) -> u64 {
+        u64::from(self.lines[index] & !OF_DAY)
+    }
+
+    /// Adds one, of a line after those before.
     #[inline]
-    pub fn failure(&self) -> Option<usize> {
-        (self.failure as usize).checked_sub(1)
+    pub fn push(&mut self, stamp: Stamp, hash: u64, line: u32, failure: Option<Failure>) {
+        if let Some(failure) = failure {
+            self.failures.push((self.times.len() as u32, failure));
+        }
+        let (time, mark) = match stamp {
+            Stamp::At(time) => (time.0, 0),
+            Stamp::OfDay(of_day) => (of_day, OF_DAY),
+        };
+        self.has_of_day |= mark != 0;
+        self.times.push(time);
+        self.hashes.push(hash);
+        self.lines.push(line | mark);
+    }
+
+    /// Completes the stamps that have the time of day alone, in order.
+    pub fn complete(&mut self, mut completed: impl FnMut(i64) -> LogTime) {
+        if !std::mem::take(&mut self.has_of_day) {
+            return;
+        }
+        for (time, line) in self.times.iter_mut().zip(&mut self.lines) {
+            if *line & OF_DAY != 0 {
+                *time = completed(*time).0;
+                *line &= !OF_DAY;
+            }
+        }
+    }
+
+    /// Takes out those that `is_out` picks by time and line, and gives them away in order.
+    pub fn take_out(
+        &mut self,
+        mut is_out: impl FnMut(LogTime, u64) -> bool,
+        mut taken: impl FnMut(Attempt<Failure>),
+    ) {
+        let mut failures = std::mem::take(&mut self.failures).into_iter().peekable();
+        let mut kept = 0;
+        for index in 0..self.len() {
+            let failure = failures.next_if(|(at, _)| *at as usize == index);
+            let failure = failure.map(|(_, failure)| failure);
+            let (time, hash, line) = (self.times[index], self.hashes[index], self.line(index));
+            if is_out(LogTime(time), line) {
+                taken(Attempt {
+                    time: LogTime(time),
+                    hash,
+                    line,
+                    failure,
+                });
+                continue;
+            }
+            if let Some(failure) = failure {
+                self.failures.push((kept as u32, failure));
+            }
+            (self.times[kept], self.hashes[kept]) = (time, hash);
+            self.lines[kept] = self.lines[index];
+            kept += 1;
+        }
+        self.times.truncate(kept);
+        self.hashes.truncate(kept);
+        self.lines.truncate(kept);
+    }
+
+    /// All, in the order of lines.
+    pub fn iter(&self) -> impl Iterator<Item = Attempt<&Failure>> {
+        let mut failures = self.failures.iter().peekable();
+        (0..self.len()).map(move |index| {
+            let failure = failures.next_if(|(at, _)| *at as usize == index);
+            Attempt {
+                time: LogTime(self.times[index]),
+                hash: self.hashes[index],
+                line: self.line(index),
+                failure: failure.map(|(_, failure)| failure),
+            }
+        })
+    }
+
+    fn clear(&mut self) {
+        self.times.clear();
+        self.hashes.clear();
+        self.failures.clear();
+        self.lines.clear();
+        self.has_of_day = false;
     }
 }
 
@@ -81,9 +183,9 @@ pub struct Batch {
     /// The first of them.
     pub shown: Vec<Unparsed>,
     /// The attempts in order.
-    pub attempts: Vec<Attempt>,
-    /// Who failed and why, in order.
-    pub failures: Vec<Option<Failure>>,
+    pub attempts: Attempts,
+    /// How many lines of the input came before; whoever takes batches in order knows.
+    pub lines_before: u64,
     /// The lines' own numbers, where they do not simply follow each other.
     pub numbers: Vec<u64>,
     /// How much of the input it took.
@@ -91,13 +193,26 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A line's own number, of one that is counted from the first of the chunk.
+    pub fn number(&self, line: u64) -> u64 {
+        match self.numbers.get(line as usize) {
+            Some(number) => *number,
+            None => self.lines_before + line + 1,
+        }
+    }
+
+    /// The place in the input of a line that is counted from the first of the chunk.
+    pub fn place(&self, line: u64) -> u64 {
+        place(self.input, self.number(line))
+    }
+
     fn reset(&mut self, chunk: &mut Chunk) {
         (self.index, self.input, self.bytes_read) = (chunk.index, chunk.input, chunk.bytes_read);
         (self.lines, self.neutral, self.unknown) = (0, 0, 0);
         (self.unparsed, self.incomplete) = (0, 0);
         self.shown.clear();
         self.attempts.clear();
-        self.failures.clear();
+        self.lines_before = 0;
         self.numbers.clear();
         std::mem::swap(&mut self.numbers, &mut chunk.numbers);
     }
@@ -162,11 +277,26 @@ impl<'a> Parser<'a> {
         let bytes = &chunk.bytes[chunk.start..chunk.end];
         let mut from = 0;
         while from < bytes.len() {
-            let length = memchr::memchr(b'\n', &bytes[from..]).unwrap_or(bytes.len() - from);
-            let line = &bytes[from..from + length];
-            from += length + 1;
+            let rest = &bytes[from..];
+            let known = reader.read_known(rest);
+            let line = match known {
+                Some(length) => &rest[..length],
+                None => {
+                    let length = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
+                    &rest[..length]
+                }
+            };
+            from += line.len();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            let result = read_line(plan, reader, stamps, line, batch, self.only.as_deref());
+            // Of a line that is known the template has left the carriage return, if there is one.
+            from += usize::from(known.is_some() && bytes.get(from) == Some(&b'\r')) + 1;
+            let only = self.only.as_deref();
+            let result = match known {
+                Some(_) if line.len() <= LINE_BYTES_MAX => Ok(()),
+                Some(_) => Err(LineError::TooLong),
+                None => read_fields(reader, line),
+            };
+            let result = result.and_then(|()| take_line(plan, reader, stamps, line, batch, only));
             if let Err(why) = result {
                 batch.unparsed += 1;
                 let is_incomplete = matches!(
@@ -188,25 +318,30 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// Reads a line of no known shape.
+fn read_fields(reader: &mut LineReader, line: &[u8]) -> Result<(), LineError> {
+    if line.len() > LINE_BYTES_MAX {
+        return Err(LineError::TooLong);
+    }
+    reader.read(line).map_err(|error| {
+        if line.trim_ascii().is_empty() {
+            LineError::Empty
+        } else {
+            error
+        }
+    })
+}
+
+/// Takes an attempt out of the line that was read last.
 #[inline]
-fn read_line(
+fn take_line(
     plan: &Plan,
-    reader: &mut LineReader,
+    reader: &LineReader,
     stamps: &mut StampReader,
     line: &[u8],
     batch: &mut Batch,
     only: Option<&EverFailed>,
 ) -> Result<(), LineError> {
-    if line.len() > LINE_BYTES_MAX {
-        return Err(LineError::TooLong);
-    }
-    if let Err(error) = reader.read(line) {
-        return Err(if line.trim_ascii().is_empty() {
-            LineError::Empty
-        } else {
-            error
-        });
-    }
     let get = |slot| reader.get(slot, line);
     let verdict = plan.classifier.verdict(&get);
     if let Verdict::Neutral | Verdict::Unknown = verdict {
@@ -226,38 +361,26 @@ fn read_line(
     let time = time
         .filter(|value| !value.bytes.is_empty())
         .ok_or(LineError::NoTime)?;
-    let (time, mark) = match stamps.read(time.bytes).ok_or(LineError::BadTime)? {
-        Stamp::At(time) => (time.0, 0),
-        Stamp::OfDay(time) => (time, OF_DAY),
-    };
+    let stamp = stamps.read(time.bytes).ok_or(LineError::BadTime)?;
     let hash = entities::hash(entity);
     // Days are counted line by line, so that no stamp without a date may be left out.
-    if mark == 0 && only.is_some_and(|only| !only.may_hold(hash)) {
+    let is_dated = matches!(stamp, Stamp::At(_));
+    if is_dated && only.is_some_and(|only| !only.may_hold(hash)) {
         return Ok(());
     }
-    let mut failure = 0;
-    if verdict == Verdict::Failed {
-        let reason = plan
-            .reason
-            .and_then(get)
-            .filter(|value| value.kind != Kind::Null);
+    let failure = (verdict == Verdict::Failed).then(|| {
+        let reason = plan.reason.and_then(get);
+        let reason = reason.filter(|value| value.kind != Kind::Null);
         let reason = reason.map_or(String::new(), |value| {
             shortened(value.bytes, REASON_BYTES_MAX)
         });
-        let entity = String::from_utf8_lossy(entity).into();
-        batch.failures.push(Some(Failure {
-            entity,
+        Failure {
+            entity: String::from_utf8_lossy(entity).into(),
             reason: reason.into(),
-        }));
-        failure = batch.failures.len() as u32;
-    }
-    let line_and_mark = batch.lines as u32 | mark;
-    batch.attempts.push(Attempt {
-        time,
-        hash,
-        line_and_mark,
-        failure,
+        }
     });
+    let line = batch.lines as u32;
+    batch.attempts.push(stamp, hash, line, failure);
     Ok(())
 }
 

@@ -15,12 +15,12 @@ use std::{io, sync::Arc, time::Duration};
 use model::stuck::LogTime;
 
 use crate::{
-    batch::{Batch, EverFailed, SHOWN_MAX, Unparsed},
+    batch::{Attempt, Batch, EverFailed, SHOWN_MAX, Unparsed},
     entities::Entities,
-    order::{Order, Waiting},
+    order::{Next, Order},
     plan::Plan,
     query::Query,
-    sorter::{Item, Sorter, place},
+    sorter::{Item, Sorter},
     summary::Summary,
     tracker::{ByHash, Entries, EpisodeSink, Failure},
 };
@@ -92,26 +92,20 @@ impl Unordered {
         }
     }
 
-    fn push(
-        &mut self,
-        time: LogTime,
-        place: u64,
-        hash: u64,
-        failure: Option<&Failure>,
-    ) -> io::Result<()> {
-        let tag = match failure {
+    fn push(&mut self, attempt: Attempt<&Failure>, place: u64) -> io::Result<()> {
+        let tag = match attempt.failure {
             Some(failure) => {
                 self.entities
-                    .entry(hash)
+                    .entry(attempt.hash)
                     .or_insert_with(|| failure.entity.clone());
                 self.number_of(&failure.reason)
             }
             None => 0,
         };
         self.sorter.push(Item {
-            time: time.0,
+            time: attempt.time.0,
             place,
-            hash,
+            hash: attempt.hash,
             tag,
         })
     }
@@ -186,7 +180,7 @@ pub struct Engine<'a> {
     days: Vec<Option<Day>>,
     stage: Stage,
     spill: Option<Box<Unordered>>,
-    line_base: Vec<u64>,
+    lines_before: Vec<u64>,
 }
 
 /// How a first pass ended.
@@ -228,7 +222,7 @@ impl<'a> Engine<'a> {
                 entries,
             },
             spill: (!is_replayable).then(|| Box::new(Unordered::new(query.spill_bytes_max))),
-            line_base: vec![0; plans.len()],
+            lines_before: vec![0; plans.len()],
         }
     }
 
@@ -243,18 +237,46 @@ impl<'a> Engine<'a> {
         engine
     }
 
-    /// Takes the next batch.
+    /// Takes the next batch; batches that are no longer needed are put to `spare`.
     ///
     /// # Errors
     /// When the sink or the spill fails.
-    pub fn take(&mut self, batch: &mut Batch) -> io::Result<()> {
+    pub fn take(&mut self, mut batch: Batch, spare: &mut Vec<Batch>) -> io::Result<()> {
+        self.count_lines(&mut batch);
         let input = batch.input;
-        let base = self.line_base[input];
-        self.line_base[input] += batch.lines;
-        let number = |batch: &Batch, line: u64| match batch.numbers.get(line as usize) {
-            Some(number) => *number,
-            None => base + line + 1,
+        let mut attempts = std::mem::take(&mut batch.attempts);
+        attempts.complete(|of_day| self.completed(input, of_day));
+        if self.query.since.is_some() || self.query.until.is_some() {
+            attempts.take_out(|time, _| self.is_excluded(time), drop);
+        }
+        batch.attempts = attempts;
+        let sorted = match &mut self.stage {
+            Stage::Sorting(unordered) => Some(unordered),
+            Stage::Streaming { .. } | Stage::Surveying => {
+                self.survey(&batch);
+                self.spill.as_mut()
+            }
         };
+        if let Some(sorted) = sorted {
+            for attempt in batch.attempts.iter() {
+                sorted.push(attempt, batch.place(attempt.line))?;
+            }
+        }
+        let Stage::Streaming { order, entries } = &mut self.stage else {
+            spare.push(batch);
+            return Ok(());
+        };
+        if order.push(batch).is_err() {
+            self.stage = Stage::Surveying;
+            return Ok(());
+        }
+        order.give(&mut IntoEntries(entries, self.sink), spare)
+    }
+
+    fn count_lines(&mut self, batch: &mut Batch) {
+        let input = batch.input;
+        batch.lines_before = self.lines_before[input];
+        self.lines_before[input] += batch.lines;
         let counts = &mut self.counts;
         counts.lines += batch.lines;
         counts.inputs[input].lines += batch.lines;
@@ -263,39 +285,11 @@ impl<'a> Engine<'a> {
         counts.incomplete += batch.incomplete;
         counts.neutral += batch.neutral;
         counts.unknown += batch.unknown;
-        for unparsed in batch
-            .shown
-            .drain(..)
-            .take(SHOWN_MAX.saturating_sub(counts.shown.len()))
-        {
-            let line = match batch.numbers.get(unparsed.line as usize) {
-                Some(number) => *number,
-                None => base + unparsed.line + 1,
-            };
+        let shown_max = SHOWN_MAX.saturating_sub(counts.shown.len());
+        for unparsed in std::mem::take(&mut batch.shown).into_iter().take(shown_max) {
+            let line = batch.number(unparsed.line);
             counts.shown.push((input, Unparsed { line, ..unparsed }));
         }
-        let is_everybody_in = self.query.since.is_none() && self.query.until.is_none();
-        if is_everybody_in && !matches!(self.stage, Stage::Sorting(_)) {
-            self.entities
-                .add_all(batch.attempts.iter().map(|attempt| attempt.hash));
-        }
-        for index in 0..batch.attempts.len() {
-            let attempt = batch.attempts[index];
-            let time = if attempt.is_of_day() {
-                self.completed(input, attempt.time)
-            } else {
-                LogTime(attempt.time)
-            };
-            if self.is_excluded(time) {
-                continue;
-            }
-            let place = place(input, number(batch, attempt.line()));
-            let failure = attempt
-                .failure()
-                .and_then(|failure| batch.failures.get_mut(failure)?.take());
-            self.attempt(time, place, attempt.hash, failure)?;
-        }
-        Ok(())
     }
 
     #[inline]
@@ -307,51 +301,30 @@ impl<'a> Engine<'a> {
         is_before || is_after
     }
 
-    #[inline]
-    fn attempt(
-        &mut self,
-        time: LogTime,
-        place: u64,
-        hash: u64,
-        failure: Option<Failure>,
-    ) -> io::Result<()> {
-        if let Stage::Sorting(unordered) = &mut self.stage {
-            return unordered.push(time, place, hash, failure.as_ref());
+    /// Counts attempts and entities, whatever their order.
+    fn survey(&mut self, batch: &Batch) {
+        let (attempts, counts) = (&batch.attempts, &mut self.counts);
+        self.entities.add_all(&attempts.hashes);
+        for (index, _) in &attempts.failures {
+            self.ever_failed.add(attempts.hashes[*index as usize]);
         }
-        let counts = &mut self.counts;
-        counts.attempts += 1;
-        match counts.last {
-            Some(last) if time < last => {
+        counts.attempts += attempts.len() as u64;
+        counts.failed += attempts.failures.len() as u64;
+        let mut first = counts.first.map_or(i64::MAX, |first| first.0);
+        let mut last = counts.last.map_or(i64::MIN, |last| last.0);
+        for &time in &attempts.times {
+            first = first.min(time);
+            if time < last {
                 counts.late += 1;
-                counts.latest_by = counts.latest_by.max(last.since(time));
+                let by = LogTime(last).since(LogTime(time));
+                counts.latest_by = counts.latest_by.max(by);
+            } else {
+                last = time;
             }
-            _ => counts.last = Some(time),
         }
-        counts.first = Some(counts.first.map_or(time, |first| first.min(time)));
-        if failure.is_some() {
-            counts.failed += 1;
-            self.ever_failed.add(hash);
+        if !attempts.is_empty() {
+            (counts.first, counts.last) = (Some(LogTime(first)), Some(LogTime(last)));
         }
-        if let Some(spill) = &mut self.spill {
-            spill.push(time, place, hash, failure.as_ref())?;
-        }
-        let Stage::Streaming { order, entries } = &mut self.stage else {
-            return Ok(());
-        };
-        let waiting = Waiting {
-            time,
-            place,
-            hash,
-            failure: failure.map(Box::new),
-        };
-        if order.push(waiting).is_err() {
-            self.stage = Stage::Surveying;
-            return Ok(());
-        }
-        while let Some(next) = order.pop() {
-            apply(next, entries, self.sink)?;
-        }
-        Ok(())
     }
 
     /// Completes a stamp that has the time of day alone: the day is the one that puts it nearest to the
@@ -386,14 +359,8 @@ impl<'a> Engine<'a> {
     pub fn finish(&mut self) -> io::Result<FirstPass> {
         let newest = self.newest();
         let stage = std::mem::replace(&mut self.stage, Stage::Surveying);
-        if let Stage::Streaming {
-            mut order,
-            mut entries,
-        } = stage
-        {
-            while let Some(next) = order.pop_last() {
-                apply(next, &mut entries, self.sink)?;
-            }
+        if let Stage::Streaming { order, mut entries } = stage {
+            order.give_all(&mut IntoEntries(&mut entries, self.sink))?;
             return Ok(FirstPass::Answered(Box::new(
                 entries.finish(newest, self.sink)?,
             )));
@@ -430,9 +397,20 @@ impl<'a> Engine<'a> {
     }
 }
 
-fn apply(next: Waiting, entries: &mut Entries, sink: &mut dyn EpisodeSink) -> io::Result<()> {
-    match next.failure {
-        None => entries.reached(next.time, next.hash, sink),
-        Some(failure) => entries.failed(next.time, next.place, next.hash, *failure, sink),
+/// Entries, with the sink for the episodes that end.
+struct IntoEntries<'a>(&'a mut Entries, &'a mut (dyn EpisodeSink + Send));
+
+impl Next for IntoEntries<'_> {
+    #[inline]
+    fn is_idle(&self, hash: u64) -> bool {
+        !self.0.may_be_failing(hash)
+    }
+
+    fn reached(&mut self, time: LogTime, hash: u64) -> io::Result<()> {
+        self.0.reached(time, hash, self.1)
+    }
+
+    fn failed(&mut self, time: LogTime, place: u64, hash: u64, failure: Failure) -> io::Result<()> {
+        self.0.failed(time, place, hash, failure, self.1)
     }
 }

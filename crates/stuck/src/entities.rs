@@ -91,34 +91,21 @@ impl Entities {
     }
 
     /// Adds many. The table does not fit a core's caches, so that each look into it waits for memory;
-    /// looking for several at a time lets the waits overlap.
-    pub fn add_all(&mut self, hashes: impl Iterator<Item = u64>) {
-        const TOGETHER: usize = 16;
-        let mut group = [0_u64; TOGETHER];
-        let mut count = 0;
-        for hash in hashes {
-            group[count] = hash;
-            count += 1;
-            if count == TOGETHER {
-                self.add_group(&group);
-                count = 0;
+    /// looking for many at a time lets the waits overlap.
+    pub fn add_all(&mut self, hashes: &[u64]) {
+        const TOGETHER: usize = 64;
+        for group in hashes.chunks(TOGETHER) {
+            let mut found = [0_u64; TOGETHER];
+            if self.registers.is_empty() {
+                let mask = self.table.len() - 1;
+                for (found, hash) in found.iter_mut().zip(group) {
+                    *found = self.table[(*hash).max(1) as usize & mask];
+                }
             }
-        }
-        self.add_group(&group[..count]);
-    }
-
-    #[inline]
-    fn add_group(&mut self, hashes: &[u64]) {
-        let mut found = [0_u64; 16];
-        if self.registers.is_empty() {
-            let mask = self.table.len() - 1;
-            for (found, hash) in found.iter_mut().zip(hashes) {
-                *found = self.table[(*hash).max(1) as usize & mask];
-            }
-        }
-        for (found, hash) in found.iter().zip(hashes) {
-            if *found != (*hash).max(1) {
-                self.add(*hash);
+            for (found, hash) in found.iter().zip(group) {
+                if *found != (*hash).max(1) {
+                    self.add(*hash);
+                }
             }
         }
     }
@@ -181,9 +168,10 @@ mod tests {
         let mut entities = Entities::default();
         let name = |index: u32| hash(format!("repl-{}", index % 300_000).as_bytes());
         (0..250_000).for_each(|index| entities.add(name(index)));
-        entities.add_all((200_000..500_001).map(name));
+        entities.add_all(&(200_000..500_001).map(name).collect::<Vec<_>>());
         assert_eq!((entities.count(), entities.is_exact()), (300_000, true));
-        entities.add_all((0..3_000_000_u32).map(|index| hash(format!("repl-{index}").as_bytes())));
+        let many = (0..3_000_000_u32).map(|index| hash(format!("repl-{index}").as_bytes()));
+        entities.add_all(&many.collect::<Vec<_>>());
         assert!(!entities.is_exact());
         let error = (entities.count() as f64 - 3_000_000.0).abs() / 3_000_000.0;
         assert!(error < 0.03, "{error}");

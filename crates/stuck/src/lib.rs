@@ -1,6 +1,7 @@
 //! Stuck episodes out of logs that anybody wrote: formats, the streaming cruncher, reports.
 
 pub mod batch;
+pub mod block;
 pub mod classify;
 pub mod doc;
 pub mod engine;

@@ -428,16 +428,17 @@ impl Floor<'_, '_> {
             return turns.failed.is_none();
         }
         turns.is_taking = true;
+        let mut spare = Vec::new();
         while turns.failed.is_none() {
             let next = turns.next;
-            let Some(mut batch) = turns.ready.remove(&next) else {
+            let Some(batch) = turns.ready.remove(&next) else {
                 break;
             };
             drop(turns);
-            let result = lock(&self.engine).take(&mut batch);
+            let result = lock(&self.engine).take(batch, &mut spare);
             turns = lock(&self.turns);
             turns.next += 1;
-            turns.spare.push(batch);
+            turns.spare.append(&mut spare);
             if let Err(error) = result {
                 turns.failed.get_or_insert(error.into());
             }

@@ -17,8 +17,8 @@ use model::stuck::LogTime;
 
 use crate::doc::{DocKind, DocReader};
 
-/// About what fits the second cache of a core.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Fits the second cache of a core, with room beside it.
+const CHUNK_BYTES: usize = 1 << 18;
 /// How far a chunk reads beyond its end at first, for the rest of its last line.
 const OVERLAP_BYTES: usize = 4 << 10;
 /// Longer lines are not read as lines.

@@ -256,14 +256,18 @@ fn midnight(year: i64, month: u32, day: u32) -> Option<i64> {
 /// `15:04:05` with an optional fraction after `.` or `,`: nanoseconds since midnight, and the rest.
 #[inline]
 fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
-    let &[h1, h2, c1, m1, m2, c2, s1, s2] = text.first_chunk::<8>()?;
-    let pair = |tens: u8, ones: u8| -> Option<i64> {
-        let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
-        (tens < 10 && ones < 10).then(|| i64::from(tens * 10 + ones))
-    };
-    let (hours, minutes, seconds) = (pair(h1, h2)?, pair(m1, m2)?, pair(s1, s2)?);
+    // All eight letters at once: taking away this leaves digits as they count, and nothing of colons.
+    const ZERO: u64 = u64::from_le_bytes(*b"00:00:00");
+    const COLONS: u64 = 0x0000_FF00_00FF_0000;
+    let letters = u64::from_le_bytes(*text.first_chunk()?) ^ ZERO;
+    if letters & COLONS != 0 || !are_digits(letters) {
+        return None;
+    }
+    let pairs = pairs(letters);
+    let pair = |at: u32| i64::from((pairs >> (8 * at)) as u8);
+    let (hours, minutes, seconds) = (pair(0), pair(3), pair(6));
     // A leap second is written as 60; it shares the first second of the next minute.
-    if c1 != b':' || c2 != b':' || hours > 23 || minutes > 59 || seconds > 60 {
+    if hours > 23 || minutes > 59 || seconds > 60 {
         return None;
     }
     let whole = ((hours * 60 + minutes) * 60 + seconds) * SECOND;
@@ -271,26 +275,50 @@ fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
     if !matches!(rest.first(), Some(b'.' | b',')) {
         return Some((whole, rest));
     }
-    let fraction = &rest[1..];
     // Six digits and a `Z` are what most programs write.
-    if let Some(&[d1, d2, d3, d4, d5, d6, next]) = fraction.first_chunk::<7>()
-        && !next.is_ascii_digit()
-        && let (Some(high), Some(middle), Some(low)) = (pair(d1, d2), pair(d3, d4), pair(d5, d6))
+    if let Some(eight) = rest.first_chunk()
+        && !rest[7].is_ascii_digit()
     {
-        let microseconds = (high * 100 + middle) * 100 + low;
-        return Some((whole + microseconds * 1_000, &fraction[6..]));
+        const ZERO: u64 = u64::from_le_bytes(*b"000000\0\0");
+        let letters = (u64::from_le_bytes(*eight) >> 8 & 0xFFFF_FFFF_FFFF) ^ ZERO;
+        if are_digits(letters) {
+            let pairs = self::pairs(letters);
+            let pair = |at: u32| i64::from((pairs >> (8 * at)) as u8);
+            let microseconds = (pair(0) * 100 + pair(2)) * 100 + pair(4);
+            return Some((whole + microseconds * 1_000, &rest[7..]));
+        }
     }
+    fraction(&rest[1..]).map(|(nanoseconds, rest)| (whole + nanoseconds, rest))
+}
+
+/// A fraction of a second in any number of digits, and the rest.
+fn fraction(text: &[u8]) -> Option<(i64, &[u8])> {
     let mut nanoseconds = 0;
     let mut unit = SECOND / 10;
     let mut length = 0;
-    while let Some(digit) = fraction.get(length).map(|byte| byte.wrapping_sub(b'0'))
+    while let Some(digit) = text.get(length).map(|byte| byte.wrapping_sub(b'0'))
         && digit < 10
     {
         nanoseconds += i64::from(digit) * unit;
         unit /= 10;
         length += 1;
     }
-    (length > 0).then_some((whole + nanoseconds, &fraction[length..]))
+    (length > 0).then_some((nanoseconds, &text[length..]))
+}
+
+/// Whether each byte is 9 at most.
+#[inline]
+fn are_digits(letters: u64) -> bool {
+    const HIGH: u64 = 0xF0F0_F0F0_F0F0_F0F0;
+    const SIX: u64 = 0x0606_0606_0606_0606;
+    // With the upper halves empty, six more carries into them from ten on, and never further.
+    letters & HIGH == 0 && (letters + SIX) & HIGH == 0
+}
+
+/// Each byte tenfold and the next one added: where two digits stand, their number.
+#[inline]
+fn pairs(letters: u64) -> u64 {
+    letters * 10 + (letters >> 8)
 }
 
 /// What stands behind the time: nothing, `Z`, `UTC`, `GMT` or an offset; the offset in nanoseconds.

@@ -7,6 +7,7 @@
 //! scanner, so that templates change the speed and never the answer.
 
 use crate::{
+    block::{self, Block},
     json::{Scalar, bare_kind},
     record::{Kind, Record},
 };
@@ -17,19 +18,57 @@ const TEMPLATES_MAX: usize = 8;
 const LEARNED_MAX: u32 = 64;
 /// Longer lines are not worth learning.
 const LINE_BYTES_MAX: usize = 8 * 1024;
+/// How much of a string is looked at here before the search for long ones is called.
+const SHORT_BYTES: usize = 64;
+
+/// A fixed text, laid out for comparing sixteen bytes at once.
+#[derive(Debug, Clone)]
+struct Fixed {
+    head: Block,
+    head_mask: u32,
+    length: usize,
+    whole: Box<[u8]>,
+}
+
+impl Fixed {
+    fn new(text: &[u8]) -> Self {
+        let mut head = [0; 16];
+        let head_length = text.len().min(16);
+        head[..head_length].copy_from_slice(&text[..head_length]);
+        Self {
+            head,
+            head_mask: (1 << head_length) - 1,
+            length: text.len(),
+            whole: text.into(),
+        }
+    }
+
+    #[inline]
+    fn begins(&self, text: &[u8]) -> bool {
+        match text.first_chunk() {
+            Some(block) if self.length <= 16 => {
+                block::equal(block, &self.head) & self.head_mask == self.head_mask
+            }
+            _ => text.starts_with(&self.whole),
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Step {
     /// What stands before the value, its opening quote included.
-    before: Box<[u8]>,
+    before: Fixed,
     is_text: bool,
     slot: Option<usize>,
+    /// How long the value was in the last line: mostly it is as long again, and the next steps then need
+    /// not wait for where this one ends.
+    length: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Template {
     steps: Vec<Step>,
-    after: Box<[u8]>,
+    after: Fixed,
 }
 
 impl Template {
@@ -38,121 +77,115 @@ impl Template {
         let mut steps = Vec::with_capacity(scalars.len());
         for scalar in scalars {
             steps.push(Step {
-                before: line.get(from..scalar.start)?.into(),
+                before: Fixed::new(line.get(from..scalar.start)?),
                 is_text: scalar.is_text,
                 slot: scalar.slot,
+                length: scalar.end - scalar.start,
             });
             from = scalar.end;
         }
         Some(Self {
             steps,
-            after: line.get(from..)?.into(),
+            after: Fixed::new(line.get(from..)?),
         })
     }
 
+    /// The length of the line at the start of the text, if it fits.
     #[inline]
-    fn fits(&self, line: &[u8], record: &mut Record) -> bool {
+    fn fits(&mut self, text: &[u8], record: &mut Record) -> Option<usize> {
         let mut at = 0;
-        for step in &self.steps {
-            let Some(rest) = line.get(at..) else {
-                return false;
-            };
-            if !starts_with(rest, &step.before) {
-                return false;
+        for step in &mut self.steps {
+            let rest = text.get(at..)?;
+            if !step.before.begins(rest) {
+                return None;
             }
-            let start = at + step.before.len();
-            let rest = &rest[step.before.len()..];
-            let (length, kind) = if step.is_text {
-                match text_length(rest) {
-                    Some(length) => (length, Kind::Text),
-                    None => return false,
+            let start = at + step.before.length;
+            let rest = text.get(start..)?;
+            let kind = match step.is_text {
+                true if is_text_of(rest, step.length) => Kind::Text,
+                false if is_number_of(rest, step.length) => Kind::Number,
+                true => {
+                    step.length = text_length(rest)?;
+                    Kind::Text
                 }
-            } else {
-                match bare(rest) {
-                    Some(found) => found,
-                    None => return false,
+                false => {
+                    let (length, kind) = bare(rest)?;
+                    step.length = length;
+                    kind
                 }
             };
-            at = start + length;
+            at = start + step.length;
             if let Some(slot) = step.slot {
                 record.put(slot, kind, start, at);
             }
         }
-        line.get(at..) == Some(&*self.after)
-    }
-}
-
-/// `slice::starts_with`, with the comparison of a few bytes kept out of a library call.
-#[inline]
-fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
-    let length = prefix.len();
-    if text.len() < length {
-        return false;
-    }
-    let (text, prefix) = (&text[..length], prefix);
-    if let (Some(a), Some(b), Some(c), Some(d)) = (
-        text.first_chunk::<8>(),
-        prefix.first_chunk::<8>(),
-        text.last_chunk::<8>(),
-        prefix.last_chunk::<8>(),
-    ) && length <= 16
-    {
-        return u64::from_le_bytes(*a) == u64::from_le_bytes(*b)
-            && u64::from_le_bytes(*c) == u64::from_le_bytes(*d);
-    }
-    if let (Some(a), Some(b), Some(c), Some(d)) = (
-        text.first_chunk::<4>(),
-        prefix.first_chunk::<4>(),
-        text.last_chunk::<4>(),
-        prefix.last_chunk::<4>(),
-    ) && length <= 8
-    {
-        return u32::from_le_bytes(*a) == u32::from_le_bytes(*b)
-            && u32::from_le_bytes(*c) == u32::from_le_bytes(*d);
-    }
-    text == prefix
-}
-
-/// The length of a string up to its closing quote; `None` when there is none or an escape is before it.
-///
-/// Most strings are short: the first bytes are looked at here, eight at a time, before the search that
-/// is made for long ones is called.
-#[inline]
-fn text_length(text: &[u8]) -> Option<usize> {
-    for (index, word) in text.chunks_exact(8).take(4).enumerate() {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(word);
-        let hits = bytes_equal(u64::from_le_bytes(eight), b'"')
-            | bytes_equal(u64::from_le_bytes(eight), b'\\');
-        if hits != 0 {
-            let end = index * 8 + (hits.trailing_zeros() / 8) as usize;
-            return (text[end] == b'"').then_some(end);
+        if !self.after.begins(text.get(at..)?) {
+            return None;
+        }
+        let end = at + self.after.length;
+        match text.get(end..)? {
+            [] | [b'\n', ..] | [b'\r'] | [b'\r', b'\n', ..] => Some(end),
+            _ => None,
         }
     }
-    let skipped = text.len().min(32) & !7;
-    let end = skipped + memchr::memchr2(b'"', b'\\', &text[skipped..])?;
+}
+
+/// The length of a string up to its closing quote; `None` when there is none in this line, or an escape
+/// is before it.
+#[inline]
+fn text_length(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while at < SHORT_BYTES
+        && let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk())
+    {
+        let ends = block::string_ends(block);
+        if ends != 0 {
+            let end = at + ends.trailing_zeros() as usize;
+            return (text[end] == b'"').then_some(end);
+        }
+        at += 16;
+    }
+    let end = at + memchr::memchr3(b'"', b'\\', b'\n', &text[at..])?;
     (text[end] == b'"').then_some(end)
 }
 
-/// A bit in each byte of the word that equals `byte`; bits above the lowest may be wrong.
+/// Whether a string has just this length up to its closing quote, with no escape in it.
 #[inline]
-fn bytes_equal(word: u64, byte: u8) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let zeroed = word ^ (ONES * u64::from(byte));
-    zeroed.wrapping_sub(ONES) & !zeroed & (ONES << 7)
+fn is_text_of(text: &[u8], length: usize) -> bool {
+    if length >= SHORT_BYTES || text.get(length) != Some(&b'"') {
+        return false;
+    }
+    let (mut at, mut ends) = (0, 0);
+    while let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+        ends = block::string_ends(block);
+        if ends != 0 || at + 16 > length {
+            break;
+        }
+        at += 16;
+    }
+    // The first end is the quote that stands at this length.
+    length >= at && length - at < 16 && ends & ((2 << (length - at)) - 1) == 1 << (length - at)
+}
+
+/// Whether a whole number of just this length is there, and an end behind it.
+#[inline]
+fn is_number_of(text: &[u8], length: usize) -> bool {
+    let Some(block) = text.first_chunk() else {
+        return false;
+    };
+    let is_end = matches!(text.get(length), Some(b',' | b'}' | b']' | b' '));
+    let own = (1_u32 << length.min(16)) - 1;
+    is_end
+        && (1..16).contains(&length)
+        && block::digits(block) & own == own
+        && (length == 1 || text[0] != b'0')
 }
 
 /// The length and kind of a value without quotes, by JSON's grammar.
-#[inline]
 fn bare(text: &[u8]) -> Option<(usize, Kind)> {
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let is_end = matches!(text.get(digits), Some(b',' | b'}' | b']' | b' '));
-    if is_end && (digits == 1 || (digits > 1 && text[0] != b'0')) {
-        return Some((digits, Kind::Number));
-    }
     let length = text
         .iter()
-        .position(|byte| matches!(byte, b',' | b'}' | b']' | b' '))?;
+        .position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n'))?;
     Some((length, bare_kind(&text[..length])?))
 }
 
@@ -164,20 +197,21 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Fills the record if a known template fits the whole line. The record must be clear, and is left
-    /// in no known state when nothing fits.
+    /// Fills the record if a known template fits the line at the start of the text, and gives the length
+    /// of that line. What follows the line must be nothing or a line break. The record must be clear,
+    /// and is so again when nothing fits.
     #[inline]
-    pub fn fill(&mut self, line: &[u8], record: &mut Record) -> bool {
+    pub fn fill(&mut self, text: &[u8], record: &mut Record) -> Option<usize> {
         for index in 0..self.known.len() {
-            if self.known[index].fits(line, record) {
+            if let Some(length) = self.known[index].fits(text, record) {
                 if index > 0 {
                     self.known.swap(index, 0);
                 }
-                return true;
+                return Some(length);
             }
             record.clear();
         }
-        false
+        None
     }
 
     /// Whether another line is worth tracing.
@@ -219,8 +253,11 @@ mod tests {
                 let mut direct = Record::new(3);
                 let is_json = scanner.scan(line, &mut direct, &mut None).is_ok();
                 let mut record = Record::new(3);
-                if templates.fill(line, &mut record) {
+                // What stands in the next line must not matter.
+                let text = [line, b"\n\",\"b\":1}"].concat();
+                if let Some(length) = templates.fill(&text, &mut record) {
                     prop_assert!(is_json);
+                    prop_assert_eq!(length, line.len());
                     for slot in 0..3 {
                         prop_assert_eq!(record.get(slot, line), direct.get(slot, line));
                     }
@@ -232,23 +269,39 @@ mod tests {
                         templates.learn(line, &scalars);
                         let mut again = Record::new(3);
                         let has_escape = line.contains(&b'\\');
-                        prop_assert_eq!(templates.fill(line, &mut again), !has_escape);
+                        let filled = templates.fill(line, &mut again);
+                        prop_assert_eq!(filled, (!has_escape).then_some(line.len()));
                     }
                 }
             }
         }
 
         #[test]
-        fn text_length_is_a_search(text in r#"[a-z\x80-\xff]{0,40}["\\]?[a"\\]{0,9}"#) {
+        fn text_length_is_a_search(text in r#"[a-z\x80-\xff]{0,90}["\\\n]?[a"\\]{0,9}"#) {
             let text = text.as_bytes();
-            let found = text.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-            prop_assert_eq!(text_length(text), found.filter(|&end| text[end] == b'"'));
+            let found = text.iter().position(|byte| matches!(byte, b'"' | b'\\' | b'\n'));
+            let expected = found.filter(|&end| text[end] == b'"');
+            prop_assert_eq!(text_length(text), expected);
+            // Texts at the very end are left to the search.
+            let is_near_end = |length: usize| length >= SHORT_BYTES || length / 16 * 16 + 16 > text.len();
+            for length in (0..100).filter(|&length| !is_near_end(length)) {
+                prop_assert_eq!(is_text_of(text, length), expected == Some(length));
+            }
         }
 
         #[test]
-        fn starts_with_is_starts_with(text in "[ab]{0,40}", prefix in "[ab]{0,20}") {
+        fn numbers_of_a_length(text in r"-?[0-9]{0,12}[,} .a][0-9]{20}", length in 0_usize..20) {
+            let text = text.as_bytes();
+            let is_whole = bare(text).is_some_and(|(found, kind)| {
+                found == length && kind == Kind::Number && text[..found].iter().all(u8::is_ascii_digit)
+            });
+            prop_assert_eq!(is_number_of(text, length), is_whole);
+        }
+
+        #[test]
+        fn a_fixed_text_begins_what_begins_with_it(text in "[ab]{0,40}", prefix in "[ab]{0,20}") {
             let expected = text.as_bytes().starts_with(prefix.as_bytes());
-            prop_assert_eq!(starts_with(text.as_bytes(), prefix.as_bytes()), expected);
+            prop_assert_eq!(Fixed::new(prefix.as_bytes()).begins(text.as_bytes()), expected);
         }
     }
 }

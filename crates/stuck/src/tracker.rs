@@ -67,7 +67,7 @@ impl Hasher for Identity {
 pub type ByHash<T> = HashMap<u64, T, BuildHasherDefault<Identity>>;
 
 /// Who failed and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Failure {
     /// The entity's name.
     pub entity: Box<str>,
@@ -90,9 +90,21 @@ struct Entry {
 pub struct Entries {
     gaps: [Duration; 3],
     entries: ByHash<Entry>,
+    /// Bits by hash: says for sure of an entity that it has no entry, for the price of one look.
+    filter: Box<[u64; FILTER_WORDS]>,
     /// When to sweep next.
     sweep_after: Option<LogTime>,
     summary: Summary,
+}
+
+/// Fits a core's first cache.
+const FILTER_WORDS: usize = 1 << 10;
+
+/// The word and the bit of a hash.
+#[inline]
+fn filter_place(hash: u64) -> (usize, u64) {
+    let bit = hash as usize % (FILTER_WORDS * 64);
+    (bit / 64, 1 << (bit % 64))
 }
 
 impl Entries {
@@ -102,9 +114,17 @@ impl Entries {
         Self {
             gaps,
             entries: ByHash::default(),
+            filter: Box::new([0; FILTER_WORDS]),
             sweep_after: None,
             summary,
         }
+    }
+
+    /// Whether an attempt that reached this entity may matter.
+    #[inline]
+    pub fn may_be_failing(&self, hash: u64) -> bool {
+        let (word, bit) = filter_place(hash);
+        self.filter[word] & bit != 0
     }
 
     /// An attempt that reached the entity. Attempts must come in the order of time and place.
@@ -139,6 +159,8 @@ impl Entries {
     ) -> std::io::Result<()> {
         self.sweep(time, sink)?;
         let Failure { entity, reason } = failure;
+        let (word, bit) = filter_place(hash);
+        self.filter[word] |= bit;
         let entry = self.entries.entry(hash).or_insert_with(|| Entry {
             trackers: [Tracker::Calm; 3],
             entity,
@@ -212,6 +234,11 @@ impl Entries {
                 .iter()
                 .any(|tracker| *tracker != Tracker::Calm)
         });
+        self.filter.fill(0);
+        for hash in self.entries.keys() {
+            let (word, bit) = filter_place(*hash);
+            self.filter[word] |= bit;
+        }
         // The order of the map must not show.
         over.sort_by(|one, other| {
             (one.0.run.first_failure, one.3).cmp(&(other.0.run.first_failure, other.3))

@@ -98,8 +98,9 @@ impl Layer {
     fn read(&mut self, line: &[u8], record: &mut Record) -> Result<(), LineError> {
         match self {
             Self::Json { scanner, templates } => {
-                if templates.fill(line, record) {
-                    return Ok(());
+                match templates.fill(line, record) {
+                    Some(length) if length == line.len() => return Ok(()),
+                    _ => record.clear(),
                 }
                 let mut trace = templates.wants(line).then(Vec::new);
                 scanner.scan(line, record, &mut trace)?;
@@ -305,19 +306,42 @@ impl LineReader {
             }
         }
         self.outer.read(proper, &mut self.record)?;
-        if let Some(inner) = &mut self.inner {
-            inner.record.clear();
-            inner.is_read = false;
-            if let Some(value) = self.record.get(inner.wrapped_slot, proper) {
-                let text = wrapped_text(value, &mut inner.bytes);
-                let text = compose_prefix(text).map_or(text, |(_, rest)| rest);
-                inner.line.clear();
-                inner.line.extend_from_slice(text);
-                // A message of another kind among the wrapped lines has only the envelope's fields.
-                inner.is_read = inner.layer.read(&inner.line, &mut inner.record).is_ok();
-            }
-        }
+        self.read_inner(proper);
         Ok(())
+    }
+
+    /// Reads the line that the text begins with, if it has a shape that lines before it had, and gives
+    /// its length: such a line shows by itself where it ends.
+    #[inline]
+    pub fn read_known(&mut self, text: &[u8]) -> Option<usize> {
+        let Layer::Json { templates, .. } = &mut self.outer else {
+            return None;
+        };
+        if self.has_compose_prefix {
+            return None;
+        }
+        self.record.clear();
+        let length = templates.fill(text, &mut self.record)?;
+        self.read_inner(&text[..length]);
+        Some(length)
+    }
+
+    /// Reads the line inside the line, if there is one.
+    #[inline]
+    fn read_inner(&mut self, line: &[u8]) {
+        let Some(inner) = &mut self.inner else {
+            return;
+        };
+        inner.record.clear();
+        inner.is_read = false;
+        if let Some(value) = self.record.get(inner.wrapped_slot, line) {
+            let text = wrapped_text(value, &mut inner.bytes);
+            let text = compose_prefix(text).map_or(text, |(_, rest)| rest);
+            inner.line.clear();
+            inner.line.extend_from_slice(text);
+            // A message of another kind among the wrapped lines has only the envelope's fields.
+            inner.is_read = inner.layer.read(&inner.line, &mut inner.record).is_ok();
+        }
     }
 
     /// A field of the last line read, which must be given again. What the line inside says goes
