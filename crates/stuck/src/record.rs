@@ -111,7 +111,7 @@ impl Record {
     }
 
     /// The value of a slot, given the line that it was filled from.
-    #[inline]
+    #[inline(always)]
     pub fn get<'a>(&'a self, slot: usize, line: &'a [u8]) -> Option<Value<'a>> {
         let place = (*self.places.get(slot)?)?;
         let text = if place.in_scratch {

@@ -10,6 +10,8 @@
 use jiff::{civil, tz::TimeZone};
 use model::stuck::LogTime;
 
+use crate::block::Block;
+
 const SECOND: i64 = 1_000_000_000;
 const DAY: i64 = 86_400 * SECOND;
 
@@ -47,6 +49,9 @@ pub struct StampReader {
     is_utc: bool,
     last_date: [u8; 10],
     last_midnight: i64,
+    /// Date, hour and minute of the last stamp that had them, and what they say.
+    last_minute: Block,
+    last_minute_ns: Option<i64>,
 }
 
 impl StampReader {
@@ -58,12 +63,24 @@ impl StampReader {
             is_utc,
             last_date: [0; 10],
             last_midnight: 0,
+            last_minute: [0; 16],
+            last_minute_ns: None,
         }
     }
 
     /// Reads one stamp; `None` when it is none of the known forms or out of range (1678 to 2261).
     #[inline]
     pub fn read(&mut self, text: &[u8]) -> Option<Stamp> {
+        if let Some(minute) = text.first_chunk()
+            && *minute == self.last_minute
+            && let Some(minute_ns) = self.last_minute_ns
+            && let [b':', s1 @ b'0'..=b'5', s2 @ b'0'..=b'9', ..] = text[16..]
+        {
+            let seconds = i64::from(s1 - b'0') * 10 + i64::from(s2 - b'0');
+            let (part, rest) = fraction(&text[19..])?;
+            let of_minute = seconds * SECOND + part;
+            return self.zoned(minute_ns.checked_add(of_minute)?, rest);
+        }
         if let Some(&date) = text.first_chunk::<10>()
             && (date[4] == b'-' || date[4] == b'/')
             && date[7] == date[4]
@@ -91,10 +108,21 @@ impl StampReader {
             return None;
         }
         let (of_day, rest) = time_of_day(&text[11..])?;
+        let local = self.last_midnight.checked_add(of_day)?;
+        if let Some(minute) = text.first_chunk() {
+            self.last_minute = *minute;
+            // The leap second's minute is that before, whose end it is.
+            let seconds = i64::from(text[17] - b'0') * 10 + i64::from(text[18] - b'0');
+            self.last_minute_ns = local.checked_sub((of_day % SECOND) + seconds * SECOND);
+        }
+        self.zoned(local, rest)
+    }
+
+    /// A local time with what stands behind it.
+    #[inline]
+    fn zoned(&self, local: i64, rest: &[u8]) -> Option<Stamp> {
         let zone = offset(rest)?;
-        Some(Stamp::At(
-            self.placed(self.last_midnight.checked_add(of_day)?, zone)?,
-        ))
+        Some(Stamp::At(self.placed(local, zone)?))
     }
 
     #[cold]
@@ -272,27 +300,32 @@ fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
     }
     let whole = ((hours * 60 + minutes) * 60 + seconds) * SECOND;
     let rest = &text[8..];
-    if !matches!(rest.first(), Some(b'.' | b',')) {
-        return Some((whole, rest));
+    fraction(rest).map(|(part, rest)| (whole + part, rest))
+}
+
+/// A fraction of a second after `.` or `,`, if there is one, in nanoseconds, and the rest.
+#[inline]
+fn fraction(text: &[u8]) -> Option<(i64, &[u8])> {
+    if !matches!(text.first(), Some(b'.' | b',')) {
+        return Some((0, text));
     }
     // Six digits and a `Z` are what most programs write.
-    if let Some(eight) = rest.first_chunk()
-        && !rest[7].is_ascii_digit()
+    if let Some(eight) = text.first_chunk()
+        && !text[7].is_ascii_digit()
     {
         const ZERO: u64 = u64::from_le_bytes(*b"000000\0\0");
         let letters = (u64::from_le_bytes(*eight) >> 8 & 0xFFFF_FFFF_FFFF) ^ ZERO;
         if are_digits(letters) {
-            let pairs = self::pairs(letters);
+            let pairs = pairs(letters);
             let pair = |at: u32| i64::from((pairs >> (8 * at)) as u8);
             let microseconds = (pair(0) * 100 + pair(2)) * 100 + pair(4);
-            return Some((whole + microseconds * 1_000, &rest[7..]));
+            return Some((microseconds * 1_000, &text[7..]));
         }
     }
-    fraction(&rest[1..]).map(|(nanoseconds, rest)| (whole + nanoseconds, rest))
+    digits_of_fraction(&text[1..])
 }
 
-/// A fraction of a second in any number of digits, and the rest.
-fn fraction(text: &[u8]) -> Option<(i64, &[u8])> {
+fn digits_of_fraction(text: &[u8]) -> Option<(i64, &[u8])> {
     let mut nanoseconds = 0;
     let mut unit = SECOND / 10;
     let mut length = 0;
@@ -527,6 +560,18 @@ mod tests {
             let mut reader = StampReader::new(StampRules::default());
             prop_assert_eq!(reader.read(text.as_bytes()), Some(Stamp::At(time)));
             prop_assert_eq!(reader.read(text.as_bytes()), Some(Stamp::At(time)));
+        }
+
+        /// What is remembered of the stamps before changes nothing.
+        #[test]
+        fn memory_changes_nothing(
+            texts in prop::collection::vec(r"(2024-01-0[12]T0[01]:0[01]|\x00{16}):([0-6][0-9]|x1)([.,][0-9]{0,9})?(Z|\+01:00)?", 1..20)
+        ) {
+            let mut reader = StampReader::new(StampRules::default());
+            for text in texts {
+                let fresh = StampReader::new(StampRules::default()).read(text.as_bytes());
+                prop_assert_eq!(reader.read(text.as_bytes()), fresh, "{}", text);
+            }
         }
 
         #[test]

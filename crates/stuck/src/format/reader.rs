@@ -346,7 +346,7 @@ impl LineReader {
 
     /// A field of the last line read, which must be given again. What the line inside says goes
     /// before what its envelope says.
-    #[inline]
+    #[inline(always)]
     pub fn get<'a>(&'a self, slot: usize, line: &'a [u8]) -> Option<Value<'a>> {
         if let Some(inner) = &self.inner
             && inner.is_read
