@@ -77,8 +77,8 @@ impl Book {
         }
     }
 
-    /// Whether a container may be started now. Its epoch is seen from then on.
-    pub(crate) fn admit(&mut self, now: BootTime, id: &ContainerId) -> Result<(), KeeperRefusal> {
+    /// Whether anything may be started now.
+    pub(crate) fn is_open(&self, now: BootTime) -> Result<(), KeeperRefusal> {
         let refuse = |code, message: String| Err(refused(code, "admit", message));
         if self.is_going_down() {
             return refuse(
@@ -87,25 +87,27 @@ impl Book {
             );
         }
         match self.deadline {
-            None => {
-                return refuse(
-                    KeeperRefusalCode::NoDeadline,
-                    "no deadline was armed yet".to_owned(),
-                );
-            }
-            Some(deadline) if now >= deadline => {
-                return refuse(
-                    KeeperRefusalCode::PastDeadline,
-                    format!("{} ms past it", now.since(deadline).as_millis()),
-                );
-            }
-            Some(_) => {}
-        }
-        match self.seen.get(&id.repl) {
-            Some(seen) if *seen >= id.epoch => refuse(
-                KeeperRefusalCode::StaleEpoch,
-                format!("epoch {seen} of {} was seen", id.repl),
+            None => refuse(
+                KeeperRefusalCode::NoDeadline,
+                "no deadline was armed yet".to_owned(),
             ),
+            Some(deadline) if now >= deadline => refuse(
+                KeeperRefusalCode::PastDeadline,
+                format!("{} ms past it", now.since(deadline).as_millis()),
+            ),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Whether a container may be started now. Its epoch is seen from then on.
+    pub(crate) fn admit(&mut self, now: BootTime, id: &ContainerId) -> Result<(), KeeperRefusal> {
+        self.is_open(now)?;
+        match self.seen.get(&id.repl) {
+            Some(seen) if *seen >= id.epoch => Err(refused(
+                KeeperRefusalCode::StaleEpoch,
+                "admit",
+                format!("epoch {seen} of {} was seen", id.repl),
+            )),
             _ => {
                 self.seen.insert(id.repl.clone(), id.epoch);
                 Ok(())

@@ -31,6 +31,7 @@ impl Server<'_> {
             let refusal = refused(KeeperRefusalCode::Failed, "start", "it was killed");
             self.refuse_ordered(id, refusal);
         }
+        self.watched.kill(ids);
         if self.kill_by_one_write(ids) {
             return;
         }
@@ -85,7 +86,8 @@ impl Server<'_> {
                 container.pid == pid && !matches!(container.phase, Phase::Ended(_))
             };
             self.preparer.reaped(pid);
-            // Others are preparers, and orphans of plain processes: reaped, and that is all.
+            self.watched.reaped(pid);
+            // Others are preparers, guards, and orphans of plain processes: reaped, and that is all.
             if let Some(container) = self.containers.values_mut().find(is_it) {
                 let news = container.take_reports();
                 let id = container.id.clone();
@@ -131,6 +133,7 @@ impl Server<'_> {
             .filter(|process| process.parent == this)
             .filter(|process| !self.containers.values().any(|held| held.pid == process.pid))
             .filter(|process| !self.preparer.is_one(process.pid))
+            .filter(|process| !self.watched.is_guard(process.pid))
             .collect();
         if orphans.is_empty() {
             for (id, exit) in std::mem::take(&mut self.orphaned) {
@@ -155,6 +158,7 @@ impl Server<'_> {
         self.book.go_down();
         self.down_by = Some(boot_now().plus(GOING_DOWN_MAX));
         let held = self.containers.keys().chain(self.ordered.keys());
+        let held = held.chain(self.watched.held.keys());
         let all: Vec<ContainerId> = held.cloned().collect();
         self.kill(&all);
     }

@@ -27,6 +27,10 @@
 //! - *Root inside is nobody outside.* A native container has its own user namespace, none of the host's ids, no
 //!   capability that reaches out of it, and a system call filter.
 //!
+//! **What holds less.** A container that others have started (Docker's engine) is not the keeper's child. It is held by a
+//! handle, killed shortly before the deadline, and by a guard when the keeper is gone (module `watched`). A machine on which both are
+//! stopped, or on which conman is killed between the engine's start and the keeper's hold, keeps it until a conman is back.
+//!
 //! **What does not.** A plain process ([`model::wire::keeper::LaunchKind::Process`]) has no such walls. Its init, which the
 //! keeper's death does not kill, sees that death as end of file, kills all its descendants and ends; so a process that
 //! stops or kills its own init and outlives the keeper is out of reach. And a program that is held in the kernel by a dead disk
@@ -38,6 +42,7 @@ mod clock;
 mod container;
 mod deaths;
 mod failure;
+mod guard;
 mod init;
 mod launch;
 mod link;
@@ -55,6 +60,7 @@ mod server;
 mod shared;
 mod starts;
 mod sys;
+mod watched;
 mod witness;
 
 use std::collections::BTreeMap;
@@ -75,6 +81,7 @@ use crate::note::{Level, note};
 use crate::place::Place;
 use crate::prepare::Preparer;
 use crate::server::{End, Server};
+use crate::watched::AllWatched;
 
 pub use crate::place::PlaceError;
 
@@ -168,6 +175,7 @@ pub fn run(config: Config) -> Result<(), KeeperError> {
         preparer: Preparer::new(mounts)?,
         ordered: BTreeMap::new(),
         containers: BTreeMap::new(),
+        watched: AllWatched::default(),
         orphaned: Vec::new(),
         down_by: None,
         beats: Beats::begin(config.manager, boot_now()),

@@ -50,6 +50,14 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
     })
 }
 
+/// When a process was started, in clock ticks since the machine was; `None` if it is gone.
+pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = &stat[stat.rfind(')')? + 1..];
+    // The 22nd field; the third is the first behind the name.
+    after_name.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// Those of `all` that descend from `ancestor` and are not dead, parents first.
 pub(crate) fn descendants(all: &[Process], ancestor: i32) -> Vec<Process> {
     let mut found: Vec<Process> = Vec::new();

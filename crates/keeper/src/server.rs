@@ -7,8 +7,8 @@ use std::time::Duration;
 use model::id::ContainerId;
 use model::time::BootTime;
 use model::wire::keeper::{
-    Answer, FromKeeper, Hello, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, PROTOCOL, Request,
-    ToKeeper, WireExit,
+    Answer, FromKeeper, Held, Hello, KeeperRefusal, KeeperRefusalCode, LIST_PAGE, PROTOCOL,
+    Request, ToKeeper, WireExit,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
@@ -24,6 +24,7 @@ use crate::manager::Beats;
 use crate::note::{Level, note};
 use crate::packet::Received;
 use crate::prepare::Preparer;
+use crate::watched::AllWatched;
 
 /// How long a keeper that goes down waits for the last container's death. The kernel's part takes some
 /// milliseconds; only a process that hangs in the kernel takes longer.
@@ -53,6 +54,8 @@ pub(crate) struct Server<'a> {
     /// Starts that the preparer works on.
     pub(crate) ordered: BTreeMap<ContainerId, Ordered>,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
+    /// Containers that others have started.
+    pub(crate) watched: AllWatched,
     /// Plain processes whose init is reaped, while orphans may be left.
     pub(crate) orphaned: Vec<(ContainerId, WireExit)>,
     pub(crate) down_by: Option<BootTime>,
@@ -68,6 +71,8 @@ enum Source {
     Link,
     /// Of a container that is being started.
     Reports(ContainerId),
+    /// A container that others have started has ended.
+    Watched(ContainerId),
 }
 
 impl Server<'_> {
@@ -92,16 +97,18 @@ impl Server<'_> {
                     Source::Preparer => self.take_delivery(flags),
                     Source::Link => self.serve(flags),
                     Source::Reports(id) => self.take_reports(&id),
+                    Source::Watched(id) => self.watched.ended(&id),
                 }
             }
             self.give_up_late_starts();
+            self.kill_watched_in_time();
             self.beats.beat(boot_now());
         }
     }
 
     pub(crate) fn alive(&self) -> usize {
         let alive = |container: &&Container| !matches!(container.phase, Phase::Ended(_));
-        self.containers.values().filter(alive).count()
+        self.containers.values().filter(alive).count() + self.watched.held.len()
     }
 
     /// Waits until something is ready, a start is late, or a sign of life is due.
@@ -125,6 +132,9 @@ impl Server<'_> {
                 let source = Source::Reports(container.id.clone());
                 polled.push((source, &start.fds.reports, PollFlags::IN));
             }
+        }
+        for (id, watched) in &self.watched.held {
+            polled.push((Source::Watched(id.clone()), watched.pidfd(), PollFlags::IN));
         }
         let mut fds: Vec<PollFd<'_>> = polled
             .iter()
@@ -157,7 +167,8 @@ impl Server<'_> {
             Some(start.until)
         });
         let ordered = self.ordered.values().map(|ordered| ordered.until);
-        let limits = starting.chain(ordered).chain(self.down_by);
+        let watched = self.watched.kill_at(self.book.deadline());
+        let limits = starting.chain(ordered).chain(self.down_by).chain(watched);
         limits.chain(self.beats.next()).min()
     }
 
@@ -187,11 +198,12 @@ impl Server<'_> {
 
     /// Closes the connection, if there is one. A start that nobody waits for any more is undone: the next
     /// conman would not know of it.
-    fn unlink(&mut self) {
+    pub(crate) fn unlink(&mut self) {
         if self.link.take().is_none() {
             return;
         }
         self.ordered.clear();
+        self.watched.forget_admitted();
         for container in self.containers.values_mut() {
             if matches!(container.phase, Phase::Starting(_)) {
                 container.kill_init();
@@ -271,6 +283,21 @@ impl Server<'_> {
                     self.answer(id, Answer::Refused(refusal), &[]);
                 }
             }
+            Request::Admit { container } => {
+                let answer = match self.admit(container) {
+                    Ok(()) => Answer::Done,
+                    Err(refusal) => Answer::Refused(refusal),
+                };
+                self.answer(id, answer, &[]);
+            }
+            Request::Hold {
+                container,
+                pid,
+                start_ticks,
+            } => {
+                let result = self.hold(&container, pid, start_ticks);
+                self.answer_hold(id, &container, result);
+            }
             Request::Kill { ids } => {
                 self.kill(&ids);
                 self.answer(id, Answer::Done, &[]);
@@ -301,30 +328,31 @@ impl Server<'_> {
             host: self.launcher.host.clone(),
             pid: std::process::id(),
             deadline: self.book.deadline(),
-            held: self.containers.values().filter_map(Container::held).count() as u32,
+            held: (self.containers.values().filter_map(Container::held).count()
+                + self.watched.held.len()) as u32,
             uid_base: self.launcher.native.as_ref().map(|native| native.uid_base),
         }
     }
 
     fn list(&mut self, request: u64, after: Option<&ContainerId>) {
-        let listed = self
-            .containers
-            .values()
-            .filter(|container| after.is_none_or(|after| container.id > *after))
-            .filter_map(|container| Some((container, container.held()?)));
-        let mut held = Vec::new();
-        let mut fds = Vec::new();
-        let mut more = false;
-        for (container, entry) in listed {
-            if held.len() == LIST_PAGE {
-                more = true;
-                break;
-            }
-            held.push(entry);
-            if let Phase::Running(of) = &container.phase {
-                fds.extend([of.pidfd.as_fd(), of.control.as_fd()]);
-            }
-        }
+        let own = self.containers.values().filter_map(|container| {
+            let fds = match &container.phase {
+                Phase::Running(of) => vec![of.pidfd.as_fd(), of.control.as_fd()],
+                _ => Vec::new(),
+            };
+            Some((container.held()?, fds))
+        });
+        let watched = self.watched.held.iter();
+        let watched =
+            watched.map(|(id, watched)| (watched.held(id), vec![watched.pidfd().as_fd()]));
+        let is_after = |entry: &Held| after.is_none_or(|after| entry.id > *after);
+        let listed = own.chain(watched).filter(|(entry, _)| is_after(entry));
+        let mut listed: Vec<_> = listed.collect();
+        listed.sort_by(|(one, _), (other, _)| one.id.cmp(&other.id));
+        let more = listed.len() > LIST_PAGE;
+        listed.truncate(LIST_PAGE);
+        let (held, fds): (Vec<_>, Vec<_>) = listed.into_iter().unzip();
+        let fds: Vec<_> = fds.into_iter().flatten().collect();
         let answer = FromKeeper::Answer {
             id: request,
             answer: Answer::Listed { held, more },
@@ -348,6 +376,9 @@ impl Server<'_> {
     }
 
     fn terminate(&self, id: &ContainerId) -> Result<(), KeeperRefusal> {
+        if let Some(sent) = self.watched.terminate(id) {
+            return sent;
+        }
         match self.containers.get(id).map(|container| &container.phase) {
             Some(Phase::Running(fds)) => {
                 rustix::process::pidfd_send_signal(&fds.pidfd, Signal::TERM)

@@ -55,7 +55,7 @@ impl Default for Limits {
     }
 }
 
-/// Where a container's root file system comes from. In text: `host` or `dir:/absolute/path`.
+/// Where a container's root file system comes from. In text: `host`, `dir:/absolute/path` or `docker:reference`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Image {
@@ -64,6 +64,8 @@ pub enum Image {
     Host,
     /// A directory that holds a root file system.
     Directory(String),
+    /// An image of Docker's, as `docker pull` names it.
+    Docker(String),
 }
 
 impl TryFrom<String> for Image {
@@ -72,6 +74,12 @@ impl TryFrom<String> for Image {
     fn try_from(text: String) -> Result<Self, SpecError> {
         if text == "host" {
             return Ok(Image::Host);
+        }
+        if let Some(reference) = text.strip_prefix("docker:") {
+            return match is_reference(reference) {
+                true => Ok(Image::Docker(reference.to_owned())),
+                false => Err(SpecError::Image(text)),
+            };
         }
         match text.strip_prefix("dir:") {
             Some(path) if path.starts_with('/') && !path.split('/').any(|part| part == "..") => {
@@ -87,15 +95,26 @@ impl From<Image> for String {
         match image {
             Image::Host => "host".to_owned(),
             Image::Directory(path) => format!("dir:{path}"),
+            Image::Docker(reference) => format!("docker:{reference}"),
         }
     }
+}
+
+/// Whether a text has nothing in it that an image's reference cannot have. The engine knows the rest.
+pub fn is_reference(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
+    text.bytes().all(allowed)
+        && text
+            .as_bytes()
+            .first()
+            .is_some_and(u8::is_ascii_alphanumeric)
 }
 
 /// Why a spec was refused. The text names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// Neither `host` nor `dir:` with an absolute path.
-    #[error("image: {0:?} is neither \"host\" nor \"dir:/absolute/path\"")]
+    /// Neither `host`, `dir:` with an absolute path, nor `docker:` with a reference.
+    #[error("image: {0:?} is neither \"host\", \"dir:/absolute/path\" nor \"docker:reference\"")]
     Image(String),
     /// No program to run.
     #[error("command: must name a program")]

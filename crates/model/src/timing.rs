@@ -50,6 +50,10 @@ pub const PATIENT: Timing = Timing {
 /// How long before its deadline a host without an acknowledged renewal kills its containers itself.
 pub const FENCE_LEAD: Duration = Duration::from_millis(100);
 
+/// How long before the deadline the keeper kills containers that are not its children: the kernel does not
+/// kill those with it.
+pub const WATCHED_LEAD: Duration = Duration::from_millis(20);
+
 /// How many other hosts observe each host.
 pub const OBSERVERS_PER_HOST: usize = 3;
 
@@ -112,6 +116,8 @@ const _: () = assert!(FAST.is_safe());
 // Fencing early must leave room for a late renewal.
 const _: () = assert!(FENCE_LEAD.as_millis() * 4 <= FAST.renew.as_millis());
 const _: () = assert!(PATIENT.is_safe());
+// conman's own kill comes first, as long as conman is well.
+const _: () = assert!(WATCHED_LEAD.as_millis() < FENCE_LEAD.as_millis());
 // An observer that looks less often than this would add more than it must to every failover.
 const _: () = assert!(OBSERVE_EVERY.as_millis() * 2 <= FAST.renew.as_millis());
 // A request that waits through the silent loss of a host must still be there when its repl is free.

@@ -37,7 +37,8 @@ pub(super) fn run(args: KeeperArgs, surroundings: &Surroundings) -> anyhow::Resu
         RuntimeKind::Native => Walls::Native {
             uid_base: keeper.uid_base,
         },
-        RuntimeKind::Process => Walls::ProcessOnly,
+        // Docker's are only watched.
+        RuntimeKind::Docker | RuntimeKind::Process => Walls::ProcessOnly,
     };
     keeper::run(keeper::Config {
         socket: keeper.socket,

@@ -63,8 +63,10 @@ pub(super) fn raise_open_files() {
     }
 }
 
-fn open_runtime(kind: RuntimeKind, options: &RuntimeOptions) -> Result<Kept, CannotStart> {
+fn open_runtime(common: &Common, options: &RuntimeOptions) -> Result<Kept, CannotStart> {
+    let kind = common.runtime;
     let opened = match kind {
+        RuntimeKind::Docker => runtime::docker::open(options, common.docker.clone()),
         RuntimeKind::Native => runtime::native::open(options),
         RuntimeKind::Process => runtime::process::open(options),
     };
@@ -148,7 +150,7 @@ fn host_role(
     registration: watch::Sender<Option<Incarnation>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
-    let runtime = open_runtime(common.runtime, &runtime_options(common, host))?;
+    let runtime = open_runtime(common, &runtime_options(common, host))?;
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);
     let config = host::Config {

@@ -80,6 +80,7 @@ mod tests {
 
     fn resolve(keys: KeeperKeys, file: &str) -> Result<Keeper, String> {
         let surroundings = Surroundings {
+            docker_host: None,
             xdg_state_home: None,
             home: Some("/home/ann".into()),
         };

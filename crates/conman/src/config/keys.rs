@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{LogFormat, Profile, RuntimeKind};
+use crate::runtime::docker::Pull;
 
 macro_rules! keys {
     ($($(#[$group_doc:meta])* $group:ident {
@@ -47,6 +48,10 @@ file! {
     store: PathBuf,
     workspaces: PathBuf,
     runtime: RuntimeKind,
+    image: String,
+    docker_engine: String,
+    docker_network: String,
+    docker_pull: Pull,
     profile: Profile,
     host_capacity: i64,
     witness: PathBuf,
@@ -77,8 +82,16 @@ keys! {
         store: PathBuf = "CONMAN_STORE", "FILE";
         /// Where the repls' workspaces are [default: workspaces in the state directory]
         workspaces: PathBuf = "CONMAN_WORKSPACES", "DIR";
-        /// What makes containers; process has no isolation at all, and needs no root [default: native]
+        /// What makes containers: native, Docker's engine, or nothing at all (process: no isolation, no root) [default: native]
         runtime: RuntimeKind = "CONMAN_RUNTIME", "KIND";
+        /// Under docker, what repls run that name no image, as in debian:12
+        image: String = "CONMAN_IMAGE", "REFERENCE";
+        /// The socket of Docker's engine [default: DOCKER_HOST, or unix:///var/run/docker.sock]
+        docker_engine: String = "CONMAN_DOCKER_ENGINE", "ADDRESS";
+        /// The engine's network for containers; sessions need none [default: none]
+        docker_network: String = "CONMAN_DOCKER_NETWORK", "NAME";
+        /// When the engine fetches an image [default: missing]
+        docker_pull: Pull = "CONMAN_DOCKER_PULL", "WHEN";
         /// The lease timings, the same on every host of a fleet [default: fast]
         profile: Profile = "CONMAN_PROFILE", "NAME";
         /// How many containers a host carries at the most [default: 200]

@@ -8,6 +8,7 @@
 //! `CONMAN_HOST_CAPACITY`. What is wrong is said by its key, wherever it came from; a key that does not
 //! exist is wrong too, in the file and among the variables.
 
+mod docker;
 mod keeper;
 mod keys;
 mod notices;
@@ -26,6 +27,7 @@ pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
 use self::notices::NoticeKeys;
 use crate::host::{Drains, Notices};
 use crate::node::{Address, BadAddress};
+use crate::runtime::docker::DockerOptions;
 
 /// What makes containers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
@@ -34,6 +36,8 @@ pub enum RuntimeKind {
     /// Namespaces, overlayfs, cgroups; needs root.
     #[default]
     Native,
+    /// Docker's engine; needs root.
+    Docker,
     /// Plain processes without any isolation.
     Process,
 }
@@ -43,6 +47,7 @@ impl RuntimeKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             RuntimeKind::Native => "native",
+            RuntimeKind::Docker => "docker",
             RuntimeKind::Process => "process",
         }
     }
@@ -190,6 +195,8 @@ pub struct Common {
     pub workspaces: PathBuf,
     /// What makes containers.
     pub runtime: RuntimeKind,
+    /// What is the docker runtime's own.
+    pub docker: DockerOptions,
     /// The lease timings.
     pub profile: Profile,
     /// How many containers each host carries at the most.
@@ -258,6 +265,8 @@ pub struct Surroundings {
     pub xdg_state_home: Option<PathBuf>,
     /// `HOME`.
     pub home: Option<PathBuf>,
+    /// `DOCKER_HOST`.
+    pub docker_host: Option<String>,
 }
 
 impl Surroundings {
@@ -265,6 +274,7 @@ impl Surroundings {
     pub fn of_process() -> Self {
         let directory = |name| std::env::var_os(name).map(PathBuf::from);
         Self {
+            docker_host: std::env::var("DOCKER_HOST").ok(),
             xdg_state_home: directory("XDG_STATE_HOME"),
             home: directory("HOME"),
         }
@@ -359,6 +369,12 @@ impl Common {
             .witness
             .map(|path| absolute("witness", path))
             .transpose()?;
+        let docker = docker::Keys {
+            engine: keys.docker_engine,
+            image: keys.image,
+            network: keys.docker_network,
+            pull: keys.docker_pull,
+        };
         let log = keys.log.unwrap_or_else(|| "info".into());
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
             return Err(bad("log", format!("{log:?} is no filter: {error}")));
@@ -369,6 +385,7 @@ impl Common {
             session_log: below("session_log", keys.session_log, "sessions.ndjson")?,
             state,
             runtime: keys.runtime.unwrap_or_default(),
+            docker: docker.resolve(surroundings)?,
             profile: keys.profile.unwrap_or_default(),
             host_capacity: between(
                 "host_capacity",

@@ -4,6 +4,7 @@ use super::*;
 
 fn surroundings() -> Surroundings {
     Surroundings {
+        docker_host: None,
         xdg_state_home: None,
         home: Some("/home/ann".into()),
     }
@@ -65,8 +66,8 @@ fn what_is_wrong_is_named_by_its_key() {
         ("hsots = 3", "unknown field `hsots`"),
         ("hosts = 'three'", "hosts = 'three'"),
         (
-            "runtime = 'docker'",
-            "unknown variant `docker`, expected `native` or `process`",
+            "runtime = 'podman'",
+            "unknown variant `podman`, expected one of `native`, `docker`, `process`",
         ),
     ] {
         let error = up_from(file).unwrap_err();
@@ -83,6 +84,7 @@ fn a_state_directory_too_deep_for_sockets_is_refused() {
 #[test]
 fn without_a_home_the_state_must_be_given() {
     let none = Surroundings {
+        docker_host: None,
         xdg_state_home: Some("relative".into()),
         home: None,
     };

@@ -359,15 +359,11 @@ impl Engine {
     }
 
     /// Waits until the engine has recorded a container's end and cleaned up after it; gives its exit code. One that
-    /// is gone has been cleaned up too: then there is none.
+    /// is gone has been cleaned up too: then there is none. By its id or its name.
     ///
     /// # Errors
     /// See [`EngineError`].
-    pub async fn settled(
-        &self,
-        id: &DockerId,
-        patience: Duration,
-    ) -> Result<Option<i32>, EngineError> {
+    pub async fn settled(&self, id: &str, patience: Duration) -> Result<Option<i32>, EngineError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Waited {

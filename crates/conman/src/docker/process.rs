@@ -83,7 +83,8 @@ impl Process {
     /// # Errors
     /// When the reactor can watch no more.
     pub async fn ended(&self) -> io::Result<()> {
-        let watched = ready::watch(self.handle.clone(), Interest::READABLE)?;
+        // A descriptor of its own: the reactor takes each only once, and several may wait for the same end.
+        let watched = ready::watch(self.handle.try_clone()?, Interest::READABLE)?;
         watched.readable().await?.retain_ready();
         Ok(())
     }

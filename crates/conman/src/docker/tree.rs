@@ -25,6 +25,9 @@ use crate::runtime::cgroup::unescape;
 /// How long to wait before the files of a v1 cgroup, which tell nobody, are read again.
 const V1_LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// How long the killed may take to end before what is left is killed again.
+const KILL_AGAIN: Duration = Duration::from_millis(100);
+
 /// How deep a container's cgroup may be.
 const DEPTH_MAX: usize = 16;
 
@@ -111,6 +114,12 @@ impl Trees {
         found.is_somewhere().then_some(found)
     }
 
+    /// The container of which a process is, by its cgroup file; `None` if it is of none.
+    pub fn id_in(&self, cgroup_file: &str) -> Option<DockerId> {
+        let mut parts = cgroup_file.lines().flat_map(|line| line.split('/'));
+        parts.find_map(id_in)
+    }
+
     /// Every container that has a cgroup, whether anything is alive in it or not.
     ///
     /// # Errors
@@ -182,6 +191,19 @@ impl CgroupOf {
             directory::collect_processes(path, &mut processes)?;
         }
         Ok(processes)
+    }
+
+    /// Kills what is left in it until nothing is.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn end(&self, id: &DockerId, trees: &Trees) -> io::Result<()> {
+        while !self.is_empty()? {
+            self.kill(id, trees)?;
+            // One that forks while the others are killed one by one leaves another behind.
+            let _ = tokio::time::timeout(KILL_AGAIN, self.emptied()).await;
+        }
+        Ok(())
     }
 
     /// SIGKILL to everything in it: one write where a v2 tree holds it and the kernel can (5.14), else one by

@@ -133,8 +133,12 @@ pub(super) enum ErrorSide {
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "a mirror, for its schema")]
 pub(super) struct SpecSchema {
-    /// Where the root file system comes from: `host` or `dir:/absolute/path`.
-    #[schema(required = false, default = "host", pattern = "^(host|dir:/.*)$")]
+    /// Where the root file system comes from: `host`, `dir:/absolute/path` or `docker:reference`.
+    #[schema(
+        required = false,
+        default = "host",
+        pattern = "^(host|dir:/.*|docker:[A-Za-z0-9].*)$"
+    )]
     image: String,
     /// The program and its arguments. Looked up in the container's `PATH`.
     #[schema(min_items = 1)]

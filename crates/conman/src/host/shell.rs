@@ -19,7 +19,6 @@ use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use model::api::Refusal;
-use rustix::termios::Winsize;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -31,7 +30,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use super::live::Live;
 use super::session::Joined;
-use crate::runtime::{Exit, Runtime};
+use crate::runtime::{Exit, Runtime, TerminalSize};
 
 /// How much of a terminal's output a newcomer is shown.
 const BACKLOG_BYTES_MAX: usize = 64 * 1024;
@@ -62,6 +61,7 @@ struct Output {
 #[derive(Debug, Clone)]
 pub(super) struct SharedShell {
     master: Arc<AsyncFd<OwnedFd>>,
+    size: TerminalSize,
     output: Arc<Mutex<Output>>,
     exit: watch::Receiver<Option<Exit>>,
 }
@@ -87,6 +87,7 @@ pub(super) async fn join(
     let (exit_sender, exit) = watch::channel(None);
     let started = SharedShell {
         master: Arc::new(master),
+        size: terminal.size,
         output: Arc::new(Mutex::new(Output {
             backlog: VecDeque::new(),
             pieces: broadcast::channel(PIECES_BUFFERED_MAX).0,
@@ -144,14 +145,7 @@ impl SharedShell {
     }
 
     fn resize(&self, columns: u16, rows: u16) {
-        let size = Winsize {
-            ws_col: columns.max(1),
-            ws_row: rows.max(1),
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        // The last one wins; a terminal that is closed has no size.
-        let _ = rustix::termios::tcsetwinsize(&*self.master, size);
+        self.size.set(&*self.master, columns, rows);
     }
 
     /// Serves one session until it, the shell or the container ends.

@@ -326,14 +326,10 @@ impl Driver {
         {
             tracing::warn!(%id, %error, "send SIGTERM");
         }
-        // A frozen one would only take it when it is too late.
-        if let Err(error) = held.cgroup.thaw() {
-            tracing::warn!(%id, %error, "thaw a paused container");
-        }
         self.watch(id.clone(), held.clone());
     }
 
-    /// First every PID 1, which is what kills; then what is slower: the rest of each, and the frozen.
+    /// Every PID 1, which is what kills, and what else is held.
     fn kill(&self, ids: &[DockerId]) {
         let held: Vec<_> = ids
             .iter()
@@ -347,9 +343,6 @@ impl Driver {
             }
         }
         for (id, held) in held {
-            if let Err(error) = held.cgroup.kill(id, &self.world.trees) {
-                tracing::warn!(%id, %error, "kill the container's cgroup");
-            }
             self.watch(id.clone(), held.clone());
         }
     }
@@ -358,6 +351,10 @@ impl Driver {
     fn watch(&self, id: DockerId, held: Held) {
         let (world, events) = (self.world.clone(), self.events.clone());
         tokio::spawn(async move {
+            // One that is frozen by a v1 tree takes its signal only when it is not.
+            if let Err(error) = held.cgroup.thaw() {
+                tracing::warn!(%id, %error, "thaw a paused container");
+            }
             match see_die(&id, &held, &world.trees).await {
                 Ok(()) => tell(&events, Event::Dead(id)),
                 // Without a proof it is not dead: it stays in the report as what it is.
@@ -372,7 +369,7 @@ impl Driver {
         for id in ids {
             let (world, events) = (self.world.clone(), self.events.clone());
             tokio::spawn(async move {
-                let event = match world.engine.settled(&id, patience).await {
+                let event = match world.engine.settled(id.as_str(), patience).await {
                     Ok(_) => Event::Settled(id),
                     Err(error) => Event::EngineSilent(error.to_string()),
                 };
@@ -424,11 +421,8 @@ async fn see_die(id: &DockerId, held: &Held, trees: &Trees) -> io::Result<()> {
     for process in &held.processes {
         process.ended().await?;
     }
-    if !held.cgroup.is_empty()? {
-        // It had no PID namespace of its own: the end of its PID 1 was only that.
-        held.cgroup.kill(id, trees)?;
-    }
-    held.cgroup.emptied().await
+    // Without a PID namespace of its own, the end of its PID 1 was only that.
+    held.cgroup.end(id, trees).await
 }
 
 impl World {

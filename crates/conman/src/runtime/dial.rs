@@ -12,10 +12,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use model::api::{Refusal, RefusalCode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+
+use super::kept::Member;
+use super::{not_listening, not_running};
 
 struct Wanted {
     pidfd: Arc<OwnedFd>,
@@ -30,6 +34,24 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
+    /// As [`Dialer::dial`], for a container's caller.
+    pub(super) async fn dial_member(
+        &self,
+        member: &Member,
+        port: u16,
+    ) -> Result<TcpStream, Refusal> {
+        let id = &member.running.id;
+        let dialed = self.dial(&member.pidfd, port).await;
+        dialed.map_err(|error| match error.raw_os_error() {
+            Some(libc::ECONNREFUSED) => not_listening(id, port),
+            Some(libc::ESRCH) => not_running(id),
+            _ => Refusal::new(
+                RefusalCode::Internal,
+                format!("dial port {port} of {id}: {error}"),
+            ),
+        })
+    }
+
     /// Connects to a port on the loopback of the namespace in which the process of `pidfd` lives: over
     /// IPv4, and where that is refused over IPv6, since servers that bind "localhost" may get either.
     ///

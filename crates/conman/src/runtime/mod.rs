@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 mod dial;
+pub mod docker;
 pub mod fake;
 mod image;
 mod kept;
@@ -24,7 +25,7 @@ pub mod process;
 pub(crate) mod ready;
 mod refusal;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,14 +34,15 @@ use model::api::Refusal;
 use model::id::{ContainerId, ReplId};
 use model::spec::Spec;
 use model::time::BootTime;
+use rustix::termios::Winsize;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 pub use self::kept::Kept;
 pub use self::layout::RuntimeOptions;
 use self::refusal::{
-    command_not_found, exec_timeout, image_not_found, keeper_gone, not_listening, not_running,
-    still_alive,
+    command_not_found, exec_timeout, image_not_found, keeper_gone, needs_docker, not_listening,
+    not_running, still_alive,
 };
 
 /// Now on CLOCK_BOOTTIME, the clock of every deadline given to [`Runtime::arm`].
@@ -124,14 +126,44 @@ pub struct ExecOutput {
     pub truncated: bool,
 }
 
+/// How a terminal's size is changed.
+#[derive(Debug, Clone)]
+pub enum TerminalSize {
+    /// By TIOCSWINSZ on its master.
+    OfMaster,
+    /// By telling whoever has the true master: columns and rows, before what is written next.
+    Told(mpsc::UnboundedSender<(u16, u16)>),
+}
+
+impl TerminalSize {
+    /// Changes it. A terminal that is closed has none, and the last one wins.
+    pub fn set(&self, master: impl AsFd, columns: u16, rows: u16) {
+        let (columns, rows) = (columns.max(1), rows.max(1));
+        match self {
+            TerminalSize::OfMaster => {
+                let size = Winsize {
+                    ws_col: columns,
+                    ws_row: rows,
+                    ws_xpixel: 0,
+                    ws_ypixel: 0,
+                };
+                let _ = rustix::termios::tcsetwinsize(master, size);
+            }
+            TerminalSize::Told(sizes) => drop(sizes.send((columns, rows))),
+        }
+    }
+}
+
 /// The most kept of each output stream of an exec.
 pub const EXEC_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 
 /// A login shell on a terminal of the container's own devpts.
 #[derive(Debug)]
 pub struct Terminal {
-    /// The terminal's master side, non-blocking. Resize it with TIOCSWINSZ.
+    /// The terminal's master side, or a socket that leads to it; non-blocking.
     pub master: OwnedFd,
+    /// How its size is changed.
+    pub size: TerminalSize,
     /// How the shell ended, once.
     pub ended: tokio::sync::oneshot::Receiver<Exit>,
 }

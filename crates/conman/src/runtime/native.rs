@@ -27,9 +27,9 @@ use tokio::net::TcpStream;
 use super::cgroup::{Cgroups, Mounts};
 use super::dial::Dialer;
 use super::image::{HOME, Images};
-use super::kept::{Kept, Member, Record, Walls};
+use super::kept::{How, Kept, Member, Record, Walls};
 use super::layout::{Layout, RuntimeOptions, parse_id};
-use super::{Running, StartRequest, not_listening, not_running};
+use super::{Running, StartRequest};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -146,7 +146,7 @@ impl Native {
 }
 
 impl Walls for Native {
-    fn prepare(&self, request: &StartRequest) -> Result<(Launch, Record), Refusal> {
+    fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal> {
         let StartRequest { id, spec } = request;
         let mut layers = self.images.layers(&spec.image)?;
         layers.binds.push(Bind {
@@ -185,7 +185,7 @@ impl Walls for Native {
             log: log_plan(&self.layout, id),
             witness: witness_plan(self.witness.as_deref(), id),
         };
-        Ok((launch, record))
+        Ok((How::Keeper(Box::new(launch)), record))
     }
 
     fn hold(&self, running: &Running) {
@@ -219,19 +219,7 @@ impl Walls for Native {
         _record: &'a Record,
         port: u16,
     ) -> BoxFuture<'a, Result<TcpStream, Refusal>> {
-        async move {
-            let id = &member.running.id;
-            let dialed = self.dialer.dial(&member.pidfd, port).await;
-            dialed.map_err(|error| match error.raw_os_error() {
-                Some(libc::ECONNREFUSED) => not_listening(id, port),
-                Some(libc::ESRCH) => not_running(id),
-                _ => Refusal::new(
-                    RefusalCode::Internal,
-                    format!("dial port {port} of {id}: {error}"),
-                ),
-            })
-        }
-        .boxed()
+        async move { self.dialer.dial_member(member, port).await }.boxed()
     }
 
     fn met_keeper(&self) -> io::Result<()> {

@@ -26,13 +26,13 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::net::TcpStream;
 
 use super::image::check_directory;
-use super::kept::{Kept, Member, PortMap, Record, Walls};
+use super::kept::{How, Kept, Member, PortMap, Record, Walls};
 use super::layout::{Layout, RuntimeOptions};
 use super::native::{
     base_environment, cannot_prepare, log_plan, make_private, make_witness, named_in, remove_all,
     witness_plan,
 };
-use super::{Exit, StartRequest, not_listening};
+use super::{Exit, StartRequest, needs_docker, not_listening};
 
 /// The variable that marks a program and all that it starts.
 const MARK: &str = "CONMAN_CONTAINER";
@@ -88,7 +88,7 @@ impl Process {
 }
 
 impl Walls for Process {
-    fn prepare(&self, request: &StartRequest) -> Result<(Launch, Record), Refusal> {
+    fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal> {
         let StartRequest { id, spec } = request;
         if let Image::Directory(path) = &spec.image {
             check_directory(path.as_ref())?;
@@ -98,6 +98,9 @@ impl Walls for Process {
                     "image: dir:{path} needs the native runtime, this host runs plain processes"
                 ),
             ));
+        }
+        if let Image::Docker(reference) = &spec.image {
+            return Err(needs_docker(reference, "plain processes"));
         }
         let cannot = |error: io::Error| cannot_prepare(id, &error);
         let given = match spec.port {
@@ -132,7 +135,7 @@ impl Walls for Process {
             log: log_plan(&self.layout, id),
             witness: witness_plan(self.witness.as_deref(), id),
         };
-        Ok((launch, record))
+        Ok((How::Keeper(Box::new(launch)), record))
     }
 
     fn kill(&self, member: &Member) -> io::Result<()> {

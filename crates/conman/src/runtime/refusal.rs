@@ -51,6 +51,13 @@ pub(super) fn command_not_found(name: &str) -> Refusal {
     )
 }
 
+pub(super) fn needs_docker(reference: &str, what_runs: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::BadSpec,
+        format!("image: docker:{reference} needs the docker runtime, this host runs {what_runs}"),
+    )
+}
+
 pub(super) fn image_not_found(path: &Path, why: &str) -> Refusal {
     Refusal::new(
         RefusalCode::ImageNotFound,

@@ -1,26 +1,28 @@
 //! A real Docker engine for tests: the one that `scripts/docker-engine run` has started for all of them, or one of
 //! a test's own, for a test that stops it.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// What every test's containers are made from: a few of the machine's own tools.
-pub const IMAGE: &str = "conman-test-tools";
+pub(crate) const IMAGE: &str = "conman-test-tools";
 
 const TOOLS: &[&str] = &[
     "sh", "bash", "perl", "cat", "echo", "false", "head", "id", "ls", "sleep", "stty", "true",
 ];
 
 /// An engine, and the label of this test's containers in it.
-pub struct TestEngine {
-    pub host: String,
-    pub label: String,
+pub(crate) struct TestEngine {
+    pub(crate) host: String,
+    pub(crate) label: String,
     /// What keeps an engine of its own alive, and its process.
-    own: Option<(Child, ChildStdin)>,
+    pub(crate) own: Option<(Child, ChildStdin)>,
 }
 
 /// The shared engine. `None`, said aloud, where the test command has started none.
-pub fn shared() -> Option<TestEngine> {
+pub(crate) fn shared() -> Option<TestEngine> {
     let Ok(host) = std::env::var("CONMAN_TEST_ENGINE") else {
         eprintln!("no CONMAN_TEST_ENGINE (scripts/docker-engine run sets it): nothing is tested");
         return None;
@@ -28,12 +30,8 @@ pub fn shared() -> Option<TestEngine> {
     Some(TestEngine::at(host, None))
 }
 
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/docker-engine")
-}
-
 impl TestEngine {
-    fn at(host: String, own: Option<(Child, ChildStdin)>) -> Self {
+    pub(crate) fn at(host: String, own: Option<(Child, ChildStdin)>) -> Self {
         let engine = Self {
             host,
             label: format!("conman-test={}-{:p}", std::process::id(), &raw const own),
@@ -43,31 +41,6 @@ impl TestEngine {
         engine
     }
 
-    /// One that nobody else uses, for as long as this lives.
-    pub fn own() -> Option<Self> {
-        shared()?;
-        let mut child = Command::new(script())
-            .args(["run", "sh", "-c", "echo $DOCKER_HOST; read -r end"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let mut line = String::new();
-        let stdout = child.stdout.take().unwrap();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
-        let host = line.trim().to_owned();
-        assert!(host.starts_with("unix://"), "the engine did not start");
-        Some(Self::at(host, Some((child, stdin))))
-    }
-
-    /// The engine's own process.
-    pub fn pid(&self) -> i32 {
-        let socket = Path::new(self.host.trim_start_matches("unix://"));
-        let noted = std::fs::read_to_string(socket.with_file_name("engine")).unwrap();
-        noted.trim().parse().unwrap()
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.env("DOCKER_HOST", &self.host).args(arguments);
@@ -75,7 +48,7 @@ impl TestEngine {
     }
 
     /// What `docker` says, which must go well.
-    pub fn docker(&self, arguments: &[&str]) -> String {
+    pub(crate) fn docker(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         assert!(
             output.status.success(),
@@ -86,7 +59,7 @@ impl TestEngine {
     }
 
     /// A `docker run -d` of this test's, begun. Options come before the image.
-    pub fn begin_run(&self, options: &[&str], command: &[&str]) -> Child {
+    pub(crate) fn begin_run(&self, options: &[&str], command: &[&str]) -> Child {
         let fixed = ["run", "-d", "--network", "none", "--label", &self.label];
         self.command(&fixed)
             .args(options)
@@ -99,7 +72,7 @@ impl TestEngine {
     }
 
     /// The same, done: the container's id.
-    pub fn run(&self, options: &[&str], command: &[&str]) -> String {
+    pub(crate) fn run(&self, options: &[&str], command: &[&str]) -> String {
         let output = self.begin_run(options, command).wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "docker run: {said}");
@@ -107,27 +80,13 @@ impl TestEngine {
     }
 
     /// A field of a container, as `docker inspect` has it.
-    pub fn field(&self, container: &str, field: &str) -> String {
+    pub(crate) fn field(&self, container: &str, field: &str) -> String {
         self.docker(&[
             "inspect",
             "--format",
             &format!("{{{{.{field}}}}}"),
             container,
         ])
-    }
-
-    /// This test's containers that the engine calls alive.
-    pub fn alive(&self) -> Vec<String> {
-        let filter = format!("label={}", self.label);
-        let ids = self.docker(&["ps", "-q", "--no-trunc", "--filter", &filter]);
-        ids.lines().map(str::to_owned).collect()
-    }
-
-    /// `conman reap` at this engine, with nothing from the surroundings.
-    pub fn reap(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_conman"));
-        command.env("DOCKER_HOST", &self.host).arg("reap");
-        command.args(arguments).output().unwrap()
     }
 
     fn import_tools(&self) {

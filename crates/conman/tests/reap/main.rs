@@ -4,6 +4,7 @@
 
 #[path = "../docker_engine/mod.rs"]
 mod docker_engine;
+mod engine;
 mod kills;
 mod refusals;
 mod silent;

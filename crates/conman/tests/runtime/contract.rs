@@ -8,7 +8,6 @@ use conman::runtime::{EXEC_OUTPUT_BYTES_MAX, Exit, RuntimeEvent};
 use model::api::RefusalCode;
 use model::id::{ContainerId, Epoch};
 use model::spec::Image;
-use rustix::termios::Winsize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -157,6 +156,7 @@ pub async fn exec_that_takes_too_long_is_killed(world: &mut World) {
 pub async fn has_a_shell_that_is_resized(world: &mut World) {
     let id = world.start_sleeper("a").await;
     let terminal = world.runtime.shell(&id, 80, 24).await.unwrap();
+    let size_of = terminal.size;
     let mut master = Master(tokio::fs::File::from(std::fs::File::from(
         blocking(terminal.master).unwrap(),
     )));
@@ -166,7 +166,7 @@ pub async fn has_a_shell_that_is_resized(world: &mut World) {
     };
     master.write(size).await;
     master.read_until("24 80").await;
-    master.resize(120, 40);
+    size_of.set(master.0.as_fd(), 120, 40);
     master.write(size).await;
     master.read_until("40 120").await;
     master.write("exit 5\n").await;
@@ -189,7 +189,12 @@ pub async fn shell_ends_with_its_container(world: &mut World) {
 pub async fn lives_through_shells_that_are_dropped(world: &mut World) {
     let id = world.start_sleeper("a").await;
     // The ends of some shells, and the let-go of others, meet in the container's init.
-    for _ in 0..50 {
+    let rounds = match world.kind {
+        // Each takes it a good part of a second.
+        Kind::Docker => 5,
+        _ => 50,
+    };
+    for _ in 0..rounds {
         let first = world.runtime.shell(&id, 80, 24).await.unwrap();
         let second = world.runtime.shell(&id, 80, 24).await.unwrap();
         drop(first);
@@ -240,7 +245,10 @@ pub async fn command_is_missing(world: &mut World) {
 pub async fn image_is_missing(world: &mut World) {
     let mut request = world.request("a", &["sleep", "1000"]);
     let missing = below(world, "no-such-image");
-    request.spec.image = Image::Directory(missing.to_str().unwrap().to_owned());
+    request.spec.image = match world.kind {
+        Kind::Docker => Image::Docker("no-such-image".to_owned()),
+        _ => Image::Directory(missing.to_str().unwrap().to_owned()),
+    };
     let refused = world.runtime.start(request).await.unwrap_err();
     assert_eq!(refused.code, RefusalCode::ImageNotFound);
     assert!(refused.message.contains("no-such-image"), "{refused}");
@@ -374,7 +382,12 @@ pub async fn never_starts_before_the_first_deadline(world: &mut World) {
 }
 
 pub async fn two_hundred_at_once(world: &mut World) {
-    let requests: Vec<_> = (0..200)
+    let count = match world.kind {
+        // Its engine starts three in a second.
+        Kind::Docker => 30,
+        _ => 200,
+    };
+    let requests: Vec<_> = (0..count)
         .map(|number| world.request(&format!("r{number}"), &["sleep", "1000"]))
         .collect();
     let starts = requests.into_iter().map(|request| {
@@ -383,9 +396,9 @@ pub async fn two_hundred_at_once(world: &mut World) {
     });
     let started = futures_util::future::join_all(starts).await;
     let ids: Vec<_> = started.into_iter().map(|id| id.unwrap()).collect();
-    assert_eq!(world.runtime.adopt().await.unwrap().len(), 200);
+    assert_eq!(world.runtime.adopt().await.unwrap().len(), count);
     world.restart_client().await;
-    assert_eq!(world.runtime.adopt().await.unwrap().len(), 200);
+    assert_eq!(world.runtime.adopt().await.unwrap().len(), count);
     world.runtime.kill(&ids).await.unwrap();
     let mut left: BTreeSet<_> = ids.into_iter().collect();
     while !left.is_empty() {
@@ -461,15 +474,5 @@ impl Master {
             let read = read.unwrap_or_else(|_| panic!("{wanted:?} is not in {seen:?}"));
             seen.push_str(&String::from_utf8_lossy(&buffer[..read.unwrap()]));
         }
-    }
-
-    fn resize(&self, columns: u16, rows: u16) {
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        rustix::termios::tcsetwinsize(self.0.as_fd(), size).unwrap();
     }
 }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use conman::runtime::RuntimeOptions;
 
+use crate::docker_engine::TestEngine;
 use crate::world::{Kind, this_machine};
 
 /// The variable that marks every process that a test's containers start.
 pub const MARK: &str = "CONMAN_TEST_MARK";
 
 pub fn has_cgroups(kind: Kind) -> bool {
-    !matches!(kind, Kind::Fake | Kind::Process)
+    !matches!(kind, Kind::Fake | Kind::Process | Kind::Docker)
 }
 
 fn cgroup_roots() -> Vec<std::path::PathBuf> {
@@ -59,6 +60,12 @@ pub fn assert_gone(options: &RuntimeOptions, mark: &str) {
     let state = options.state.parent().unwrap().to_str().unwrap();
     assert!(!mounts.contains(state), "a mount is left:\n{mounts}");
     assert_eq!(marked(mark), Vec::<String>::new());
+}
+
+/// The containers of this fleet that the engine knows, in whatever state.
+pub fn containers(engine: &TestEngine, options: &RuntimeOptions) -> String {
+    let filter = format!("label=conman.fleet={}", options.fleet());
+    engine.docker(&["ps", "-aq", "--filter", &filter])
 }
 
 /// The processes with this mark, as text.

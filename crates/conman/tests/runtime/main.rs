@@ -1,10 +1,14 @@
 //! The runtime's contract, kept by every runtime there is, and what only native containers promise.
 //!
-//! `native` and its variants need root; without it they say so and test nothing.
+//! `native` and its variants need root, and `docker` the engine of the test command; without it they say so and test
+//! nothing.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod contract;
+mod docker;
+#[path = "../docker_engine/mod.rs"]
+mod docker_engine;
 mod keeper_process;
 mod leftovers;
 mod measure;
@@ -31,6 +35,7 @@ macro_rules! contract {
             Native as native_here: [$($test),*];
             NativeV1 as native_v1: [$($test),*];
             NativeV2 as native_v2: [$($test),*];
+            Docker as docker_engines: [$($test),*];
         }
     };
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conman::runtime::cgroup::Mounts;
+use conman::runtime::docker::{self, DockerOptions, Pull};
 use conman::runtime::fake::Fake;
 use conman::runtime::{
     Exec, ExecOutput, Exit, Running, Runtime, RuntimeEvent, RuntimeOptions, StartRequest, boot_now,
@@ -18,6 +19,7 @@ use model::time::BootTime;
 use rustix::process::Signal;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::docker_engine::{self, TestEngine};
 use crate::keeper_process::KeeperProcess;
 use crate::leftovers;
 
@@ -32,6 +34,8 @@ pub enum Kind {
     NativeV1,
     /// With its v2 tree only: limits are kept only where that has the controllers.
     NativeV2,
+    /// With the engine of the test command.
+    Docker,
 }
 
 pub struct World {
@@ -42,6 +46,7 @@ pub struct World {
     pub mark: String,
     pub directory: tempfile::TempDir,
     fake: Option<Fake>,
+    pub engine: Option<TestEngine>,
     keeper: Option<KeeperProcess>,
     /// What was started, to be cleaned up.
     started: Vec<ContainerId>,
@@ -82,6 +87,10 @@ impl World {
             eprintln!("{kind:?} needs a cgroup tree of version 1: nothing is tested");
             return None;
         }
+        let engine = match kind {
+            Kind::Docker => Some(docker_engine::shared()?),
+            _ => None,
+        };
         let options = RuntimeOptions {
             host: "h1".parse().unwrap(),
             state: directory.path().join("state"),
@@ -94,7 +103,7 @@ impl World {
         if let Some(fake) = &fake {
             fake.enforce_deadlines();
         }
-        let runtime = open(kind, &options, fake.as_ref());
+        let runtime = open(kind, &options, fake.as_ref(), engine.as_ref());
         let mut world = Self {
             kind,
             events: runtime.events().unwrap(),
@@ -103,6 +112,7 @@ impl World {
             options,
             directory,
             fake,
+            engine,
             keeper: None,
             started: Vec::new(),
             next_epoch: 1,
@@ -128,7 +138,7 @@ impl World {
                 None
             }
             None => {
-                let native = self.kind != Kind::Process;
+                let native = !matches!(self.kind, Kind::Process | Kind::Docker);
                 let keeper = KeeperProcess::start(&self.options.keeper_socket, native);
                 Some(self.keeper.insert(keeper).pid())
             }
@@ -232,11 +242,19 @@ impl World {
         self.fake = self.fake.as_ref().map(Fake::restarted);
         // The old one goes first: its connection closes.
         self.runtime = Arc::new(Fake::new());
-        self.runtime = open(self.kind, &self.options, self.fake.as_ref());
+        let (fake, engine) = (self.fake.as_ref(), self.engine.as_ref());
+        self.runtime = open(self.kind, &self.options, fake, engine);
         self.events = self.runtime.events().unwrap();
         let found = self.connected().await;
         let keeper = self.keeper.as_ref().map(KeeperProcess::pid);
         assert_eq!(keeper.unwrap_or(found), found);
+    }
+
+    /// As after a restart of conman with other options.
+    pub async fn replace_runtime(&mut self, runtime: Arc<dyn Runtime>) {
+        self.runtime = runtime;
+        self.events = self.runtime.events().unwrap();
+        self.connected().await;
     }
 
     /// SIGKILL to the keeper.
@@ -284,6 +302,12 @@ impl World {
             native::purge(&self.options).unwrap();
             native::purge(&self.options).unwrap();
         }
+        if let Some(engine) = &self.engine {
+            assert_eq!(leftovers::containers(engine, &self.options), "");
+            for _ in 0..2 {
+                docker::purge(&self.options, docker_options(engine)).unwrap();
+            }
+        }
         leftovers::assert_gone(&self.options, &self.mark);
     }
 }
@@ -295,14 +319,35 @@ impl Drop for World {
         if leftovers::has_cgroups(self.kind) {
             let _ = native::purge(&self.options);
         }
+        if let Some(engine) = &self.engine {
+            let _ = docker::purge(&self.options, docker_options(engine));
+        }
     }
 }
 
-fn open(kind: Kind, options: &RuntimeOptions, fake: Option<&Fake>) -> Arc<dyn Runtime> {
+pub fn docker_options(engine: &TestEngine) -> DockerOptions {
+    DockerOptions {
+        engine: engine.host.parse().unwrap(),
+        image: Some(docker_engine::IMAGE.to_owned()),
+        pull: Pull::Never,
+        network: "none".to_owned(),
+    }
+}
+
+fn open(
+    kind: Kind,
+    options: &RuntimeOptions,
+    fake: Option<&Fake>,
+    engine: Option<&TestEngine>,
+) -> Arc<dyn Runtime> {
     let here = this_machine();
     let mounts = match kind {
         Kind::Fake => return Arc::new(fake.unwrap().clone()),
         Kind::Process => return Arc::new(process::open(options).unwrap()),
+        Kind::Docker => {
+            let docker = docker_options(engine.unwrap());
+            return Arc::new(docker::open(options, docker).unwrap());
+        }
         Kind::Native => return Arc::new(native::open(options).unwrap()),
         Kind::NativeV1 => Mounts { v2: None, ..here },
         Kind::NativeV2 => Mounts {

@@ -73,13 +73,14 @@ pub(crate) struct Up {
 
 /// `conman up` on this state directory, not waited for.
 pub(crate) fn starting(state: &Path, hosts: u16) -> Up {
-    starting_with("process", state, hosts)
+    starting_with(state, hosts, &["--runtime", "process"])
 }
 
-fn starting_with(runtime: &str, state: &Path, hosts: u16) -> Up {
+fn starting_with(state: &Path, hosts: u16, runtime: &[&str]) -> Up {
     let log = state.with_extension("log");
     let mut child = conman()
-        .args(["up", "--runtime", runtime, "--listen", "127.0.0.1:0"])
+        .args(["up", "--listen", "127.0.0.1:0"])
+        .args(runtime)
         .args(["--hosts", &hosts.to_string()])
         .arg("--state")
         .arg(state)
@@ -121,16 +122,21 @@ impl Up {
             eprintln!("NOT RUN: the native runtime needs root");
             return None;
         }
-        Some(starting_with("native", state, hosts).ready())
+        Some(starting_with(state, hosts, &["--runtime", "native"]).ready())
     }
 
-    fn ready(self) -> Self {
-        let mut up = self;
+    /// With another runtime than `process`.
+    pub(crate) fn start_with(state: &Path, hosts: u16, runtime: &[&str]) -> Self {
+        starting_with(state, hosts, runtime).ready()
+    }
+
+    fn ready(mut self) -> Self {
+        let up = &mut self;
         match up.lines.recv_timeout(PATIENCE) {
             Ok(line) => up.url = line.strip_prefix("ready ").unwrap().to_owned(),
             Err(error) => panic!("not ready: {error}\n{}", up.log()),
         }
-        up
+        self
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -3,6 +3,9 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod commands;
+mod docker;
+#[path = "../docker_engine/mod.rs"]
+mod docker_engine;
 mod harness;
 mod lives;
 mod refusals;

@@ -9,3 +9,4 @@ mod preparer;
 mod process;
 mod roots;
 mod walls;
+mod watched;

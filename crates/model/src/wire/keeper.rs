@@ -29,7 +29,19 @@
 //! **Fds with a message** come in the order in which the message names them: with
 //! [`Answer::Started`] two, with [`Answer::Listed`] two for each entry whose state is
 //! [`HeldState::Running`], in the order of the entries: first the pidfd of PID 1, then the *control
-//! socket* of its init. An entry that is still being started is not listed.
+//! socket* of its init. An entry that is still being started is not listed. With [`HeldState::Watched`] only the
+//! pidfd comes: there is no init of ours.
+//!
+//! # Containers that others start
+//!
+//! ```text
+//! conman                                   keeper
+//!   │ Admit{container}      ─► Done          │  the epoch is seen; refused as a Start is
+//!   │ (has the engine start it)              │
+//!   │ Hold{container, pid…} ─► Started + fd  │  killed at a request and shortly before the deadline
+//! ```
+//!
+//! Their end is not told: the pidfd tells it, and they are no longer in the list.
 //!
 //! # conman ↔ init
 //!
@@ -61,7 +73,7 @@ use crate::id::{ContainerId, Epoch, HostId};
 use crate::time::BootTime;
 
 /// The version of this protocol. A conman that meets another one must not go on: it drains.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The largest message. Below the least default socket buffer of Linux (208 KiB), which bounds a packet;
 /// a spec's command and environment have at most 64 KiB together.
@@ -116,6 +128,22 @@ pub enum Request {
         container: ContainerId,
         /// What and how.
         launch: Box<Launch>,
+    },
+    /// Counts the epoch of a container that conman is about to have started by others. Answered by [`Answer::Done`],
+    /// or refused as a [`Request::Start`] is. Void when the connection is closed or the container is killed.
+    Admit {
+        /// Which.
+        container: ContainerId,
+    },
+    /// Holds a container that was admitted and has been started by others. Answered by [`Answer::Started`] with one
+    /// fd, or refused, and then conman must kill it.
+    Hold {
+        /// Which.
+        container: ContainerId,
+        /// Its PID 1, as the host sees it; with a PID namespace of its own.
+        pid: u32,
+        /// When that was started, as `/proc/PID/stat` has it: the number alone may be somebody else's by now.
+        start_ticks: u64,
     },
     /// Kills containers, all at once: `cgroup.kill` where there is a v2 cgroup (one for all if they are all that is
     /// held), SIGKILL to PID 1, and for plain processes every descendant. Ids that are not held or have ended are skipped. Answered by
@@ -173,7 +201,8 @@ pub enum Answer {
         /// The deadline that now holds: the asked one, or a later one from before.
         deadline: BootTime,
     },
-    /// To [`Request::Start`], with two fds: the container's program runs (its `execve` succeeded).
+    /// To [`Request::Start`], with two fds: the container's program runs (its `execve` succeeded). To
+    /// [`Request::Hold`], with one: it is held.
     Started(Held),
     /// To the rest.
     Done,
@@ -225,6 +254,8 @@ pub struct Held {
 pub enum HeldState {
     /// It runs.
     Running,
+    /// It runs, and was started by others.
+    Watched,
     /// It is proven dead.
     Exited {
         /// How its program ended.

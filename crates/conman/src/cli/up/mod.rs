@@ -170,14 +170,14 @@ impl Preemptor for Drills {
 
 /// Refuses early, and says what would help.
 fn check_rights(common: &Common, is_root: bool) -> Result<(), CannotStart> {
-    if common.runtime == RuntimeKind::Native && !is_root {
-        return Err(CannotStart(
-            "the native runtime needs root: run this as root, or with --runtime process, which has no \
-             isolation; `conman doctor` says what this machine offers"
-                .to_owned(),
-        ));
+    match common.runtime {
+        RuntimeKind::Native | RuntimeKind::Docker if !is_root => Err(CannotStart(format!(
+            "the {} runtime needs root: run this as root, or with --runtime process, which has no \
+             isolation; `conman doctor` says what this machine offers",
+            common.runtime.as_str()
+        ))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn make_directories(common: &Common) -> Result<(), CannotStart> {
@@ -243,6 +243,7 @@ fn clean_host(common: &Common, host: &HostId) {
     );
     let purged = match common.runtime {
         RuntimeKind::Native => runtime::native::purge(&options),
+        RuntimeKind::Docker => runtime::docker::purge(&options, common.docker.clone()),
         RuntimeKind::Process => runtime::process::purge(&options),
     };
     if let Err(error) = purged {
@@ -322,6 +323,12 @@ mod tests {
             .to_string();
         assert!(refused.contains("--runtime process"), "{refused}");
         assert!(refused.contains("conman doctor"), "{refused}");
+        let refused = check_rights(&common(RuntimeKind::Docker), false).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("the docker runtime needs root")
+        );
         check_rights(&common(RuntimeKind::Native), true).unwrap();
         check_rights(&common(RuntimeKind::Process), false).unwrap();
     }

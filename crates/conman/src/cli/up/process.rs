@@ -83,6 +83,16 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
             command.arg("--store").arg(path(&common.store));
             command.arg("--workspaces").arg(path(&common.workspaces));
             command.arg("--session-log").arg(path(&common.session_log));
+            command
+                .arg("--docker-engine")
+                .arg(common.docker.engine.to_string());
+            command.arg("--docker-network").arg(&common.docker.network);
+            command
+                .arg("--docker-pull")
+                .arg(common.docker.pull.as_str());
+            if let Some(image) = &common.docker.image {
+                command.arg("--image").arg(image);
+            }
             command.arg("--profile").arg(common.profile.as_str());
             command
                 .arg("--host-capacity")

@@ -9,7 +9,7 @@ use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::runtime::{Exit, Terminal};
+use crate::runtime::{Exit, Terminal, TerminalSize};
 
 pub(super) fn open(
     columns: u16,
@@ -46,7 +46,11 @@ pub(super) fn open(
         // Nobody may be waiting for the end any more.
         let _ = send.send(exit);
     });
-    Ok(Terminal { master, ended })
+    Ok(Terminal {
+        master,
+        size: TerminalSize::OfMaster,
+        ended,
+    })
 }
 
 async fn talk(slave: &AsyncFd<std::sync::Arc<OwnedFd>>) -> std::io::Result<Exit> {

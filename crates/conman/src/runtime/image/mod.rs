@@ -16,7 +16,7 @@ use model::api::Refusal;
 use model::spec::Image;
 use model::wire::keeper::{Access, Bind};
 
-use super::image_not_found;
+use super::{image_not_found, needs_docker};
 
 /// The home of the user in every container, and its working directory.
 pub(super) const HOME: &str = "/home/repl";
@@ -59,6 +59,7 @@ impl Images {
                     binds: Vec::new(),
                 })
             }
+            Image::Docker(reference) => Err(needs_docker(reference, "its own containers")),
         }
     }
 }

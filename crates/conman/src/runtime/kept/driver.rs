@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use model::api::{Refusal, RefusalCode};
@@ -151,9 +152,9 @@ async fn resync(shared: &Arc<Shared>, link: &mut Link, is_same: bool) -> io::Res
         after = held.last().map(|last| last.id.clone());
         for entry in held {
             match entry.state {
-                HeldState::Running => {
+                HeldState::Running | HeldState::Watched => {
                     running.insert(entry.id.clone());
-                    let fds = take_two(&mut fds)?;
+                    let fds = take_fds(entry.state, &mut fds)?;
                     if !lock(&shared.members).contains_key(&entry.id) {
                         shared.watch_over(entry, fds, link.life.pid);
                     }
@@ -184,11 +185,17 @@ async fn resync(shared: &Arc<Shared>, link: &mut Link, is_same: bool) -> io::Res
     Ok(())
 }
 
-fn take_two(fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<(OwnedFd, OwnedFd)> {
-    match (fds.next(), fds.next()) {
-        (Some(pidfd), Some(control)) => Ok((pidfd, control)),
-        _ => Err(io::Error::other("a running container came without its fds")),
-    }
+/// The pidfd, and the way to its init if it has one of ours.
+type MemberFds = (OwnedFd, Option<OwnedFd>);
+
+fn take_fds(state: HeldState, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<MemberFds> {
+    let missing = || io::Error::other("a running container came without its fds");
+    let pidfd = fds.next().ok_or_else(missing)?;
+    let control = match state {
+        HeldState::Watched => None,
+        _ => Some(fds.next().ok_or_else(missing)?),
+    };
+    Ok((pidfd, control))
 }
 
 async fn serve(
@@ -244,13 +251,7 @@ async fn send(
     ask: Ask,
 ) -> io::Result<()> {
     let (request, who) = match ask {
-        Ask::Start { id, launch, reply } => {
-            let container = id.clone();
-            (
-                Request::Start { container, launch },
-                Waiting::Start(id, reply),
-            )
-        }
+        Ask::Start { id, request, reply } => (request, Waiting::Start(id, reply)),
         Ask::Request { request, reply } => (request, Waiting::Request(reply)),
         Ask::Adopt { reply } => {
             // The link is served only after a resync: the members are what is held.
@@ -281,7 +282,7 @@ fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, 
         FromKeeper::Answer { id, answer } => match (waiting.remove(&id), answer) {
             (Some(Waiting::Start(id, reply)), answer) => {
                 let started = match answer {
-                    Answer::Started(held) => take_two(&mut message.fds.into_iter())
+                    Answer::Started(held) => take_fds(held.state, &mut message.fds.into_iter())
                         .map(|fds| shared.watch_over(held, fds, keeper))
                         .map_err(|error| internal(&format!("start {id}: {error}"))),
                     Answer::Refused(refusal) => Err(explain(&refusal)),
@@ -320,7 +321,7 @@ impl Shared {
     }
 
     /// Takes a container into care: from here on its death is reported, once.
-    fn watch_over(self: &Arc<Self>, held: Held, fds: (OwnedFd, OwnedFd), keeper: u32) -> Running {
+    fn watch_over(self: &Arc<Self>, held: Held, fds: MemberFds, keeper: u32) -> Running {
         for note in &held.notes {
             tracing::warn!(id = %held.id, note, "a container is not all that was asked for");
         }
@@ -334,6 +335,7 @@ impl Shared {
             running: running.clone(),
             pidfd: Arc::new(fds.0),
             control: fds.1,
+            was_killed: AtomicBool::new(false),
             exit: tokio::sync::watch::Sender::new(None),
             keeper,
         });
@@ -348,7 +350,7 @@ impl Shared {
             tracing::error!(%id, %error, "prove a container dead");
             tokio::time::sleep(PROVE_AGAIN).await;
         }
-        let exit = member.said().await;
+        let exit = self.how_ended(&member).await;
         lock(&self.members).remove(&id);
         self.report(RuntimeEvent::Dead {
             id: id.clone(),

@@ -14,7 +14,8 @@ use super::member::{Member, exit_of};
 use super::record::Record;
 use crate::runtime::packet::{Packet, PacketSocket, send_on};
 use crate::runtime::{
-    EXEC_OUTPUT_BYTES_MAX, Exec, ExecOutput, Exit, Terminal, exec_timeout, not_running,
+    EXEC_OUTPUT_BYTES_MAX, Exec, ExecOutput, Exit, Terminal, TerminalSize, exec_timeout,
+    not_running,
 };
 
 /// The shells to try, the best first.
@@ -33,7 +34,8 @@ impl Running {
     ) -> Result<(Self, Option<OwnedFd>), Refusal> {
         let (channel, theirs) = PacketSocket::pair().map_err(|error| broken(member, &error))?;
         fds.insert(0, theirs);
-        let sent = send_on(&member.control, &ToInit::Exec(plan), &fds).await;
+        let control = member.control.as_ref().ok_or_else(|| gone(member))?;
+        let sent = send_on(control, &ToInit::Exec(plan), &fds).await;
         // Ours must not keep the channel or a pipe open.
         drop(fds);
         if let Err(error) = sent {
@@ -216,7 +218,11 @@ pub(super) async fn shell(
             }
         }
     });
-    Ok(Terminal { master, ended })
+    Ok(Terminal {
+        master,
+        size: TerminalSize::OfMaster,
+        ended,
+    })
 }
 
 /// A pipe that we write to.

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use model::wire::keeper::WireExit;
@@ -18,8 +19,10 @@ pub(in crate::runtime) struct Member {
     pub(in crate::runtime) running: Running,
     /// Of its PID 1.
     pub(in crate::runtime) pidfd: Arc<OwnedFd>,
-    /// To its init; one way.
-    pub(in crate::runtime) control: OwnedFd,
+    /// To its init; one way. None where it has no init of ours: others have started it.
+    pub(in crate::runtime) control: Option<OwnedFd>,
+    /// Whether conman has killed it.
+    pub(in crate::runtime) was_killed: AtomicBool,
     /// How its program ended, as soon as the keeper has said it, or can no more.
     pub(in crate::runtime) exit: watch::Sender<Option<Exit>>,
     /// The pid of the keeper that holds it.
@@ -40,11 +43,16 @@ impl Member {
 
     /// How its program ended, as the keeper says it: for one that is dead, at once or never.
     pub(in crate::runtime) async fn said(&self) -> Exit {
+        self.said_or_silent().await.unwrap_or(Exit::Unknown)
+    }
+
+    /// How its program ended, if the keeper says so or is lost in a moment.
+    pub(in crate::runtime) async fn said_or_silent(&self) -> Option<Exit> {
         let mut exit = self.exit.subscribe();
         let said = tokio::time::timeout(EXIT_WORD_MAX, exit.wait_for(Option::is_some)).await;
         match said {
-            Ok(Ok(exit)) => exit.unwrap_or(Exit::Unknown),
-            _ => Exit::Unknown,
+            Ok(Ok(exit)) => *exit,
+            _ => None,
         }
     }
 

@@ -22,6 +22,7 @@ mod member;
 mod record;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use futures_util::future::BoxFuture;
 use model::api::{Refusal, RefusalCode};
 use model::id::{ContainerId, ReplId};
 use model::time::BootTime;
+use model::timing::WATCHED_LEAD;
 use model::wire::keeper::{Answer, Launch, Request};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -38,20 +40,88 @@ pub(super) use self::member::Member;
 pub(super) use self::record::{PortMap, Record};
 use super::layout::{Layout, RuntimeOptions};
 use super::{
-    Exec, ExecOutput, LogFiles, Running, Runtime, RuntimeEvent, StartRequest, Terminal,
-    keeper_gone, not_running, still_alive,
+    Exec, ExecOutput, Exit, LogFiles, Running, Runtime, RuntimeEvent, StartRequest, Terminal,
+    boot_now, keeper_gone, not_running, still_alive,
 };
 
 /// How long the keeper may take to confirm that it has sent the kills, before conman sends them itself.
 const KILL_WORD_MAX: Duration = Duration::from_millis(100);
 
+/// Who starts a container.
+pub(super) enum How {
+    /// The keeper, which is then its parent.
+    Keeper(Box<Launch>),
+    /// Somebody else, by [`Walls::start_outside`]; the keeper then holds it.
+    Outside,
+}
+
+/// What came of a start by somebody else.
+pub(super) enum Outside {
+    /// Its program runs.
+    Running {
+        /// The PID of its PID 1.
+        pid: u32,
+        /// When that was started, as `/proc/PID/stat` has it.
+        start_ticks: u64,
+    },
+    /// Its program ran and has ended.
+    Ended(Exit),
+}
+
 /// What a keeper's containers are made of. Blocking unless it says otherwise.
 pub(super) trait Walls: Send + Sync + 'static {
-    /// Prepares everything that must exist before the keeper starts the container.
-    fn prepare(&self, request: &StartRequest) -> Result<(Launch, Record), Refusal>;
+    /// Prepares everything that must exist before the container is started.
+    fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal>;
 
-    /// Holds on to what the kernel would otherwise take down on the way to its death, until [`Walls::remove`]. Called
-    /// once for each container that is seen alive.
+    /// Starts a container of [`How::Outside`]. On any error nothing is left running.
+    fn start_outside<'a>(
+        &'a self,
+        request: &'a StartRequest,
+        record: &'a Record,
+    ) -> BoxFuture<'a, Result<Outside, Refusal>> {
+        let id = &request.id;
+        let nobody = Refusal::new(
+            RefusalCode::Internal,
+            format!("nobody but the keeper starts {id}"),
+        );
+        let _ = record;
+        std::future::ready(Err(nobody)).boxed()
+    }
+
+    /// Ends a container of [`How::Outside`] that the keeper does not hold.
+    fn abandon<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, ()> {
+        let _ = id;
+        std::future::ready(()).boxed()
+    }
+
+    /// How the program of a container ended that is proven dead.
+    fn exit<'a>(&'a self, member: &'a Member) -> BoxFuture<'a, Exit> {
+        member.said().boxed()
+    }
+
+    /// Runs a command in a running container.
+    fn exec<'a>(
+        &'a self,
+        member: &'a Arc<Member>,
+        record: &'a Record,
+        exec: Exec,
+    ) -> BoxFuture<'a, Result<ExecOutput, Refusal>> {
+        exec::run(member, record, exec).boxed()
+    }
+
+    /// Opens a shell on a terminal in a running container.
+    fn shell<'a>(
+        &'a self,
+        member: &'a Arc<Member>,
+        record: &'a Record,
+        columns: u16,
+        rows: u16,
+    ) -> BoxFuture<'a, Result<Terminal, Refusal>> {
+        exec::shell(member, record, columns, rows).boxed()
+    }
+
+    /// Holds on to what the kernel would otherwise take down on the way to its death, until [`Walls::remove`], and begins to
+    /// follow what must be followed. Called once for each container that is seen alive, started just now or adopted.
     fn hold(&self, running: &Running) {
         let _ = running;
     }
@@ -94,6 +164,8 @@ pub(super) struct Shared {
     layout: Layout,
     members: Mutex<HashMap<ContainerId, Arc<Member>>>,
     records: Mutex<HashMap<ContainerId, Arc<Record>>>,
+    /// The last one that was asked for.
+    deadline: Mutex<Option<BootTime>>,
     events: mpsc::UnboundedSender<RuntimeEvent>,
     asks: mpsc::UnboundedSender<Ask>,
 }
@@ -102,7 +174,8 @@ pub(super) struct Shared {
 enum Ask {
     Start {
         id: ContainerId,
-        launch: Box<Launch>,
+        /// A start, or the holding of one that others have started.
+        request: Request,
         reply: oneshot::Sender<Result<Running, Refusal>>,
     },
     Request {
@@ -130,6 +203,7 @@ impl Kept {
             layout: Layout::new(options),
             members: Mutex::default(),
             records: Mutex::default(),
+            deadline: Mutex::default(),
             events,
             asks,
         });
@@ -143,17 +217,27 @@ impl Kept {
 
     async fn start_now(&self, request: StartRequest) -> Result<Running, Refusal> {
         let id = request.id.clone();
-        let shared = self.shared.clone();
-        let prepared = blocking(move || shared.walls.prepare(&request)).await?;
-        let (launch, record) = prepared?;
-        lock(&self.shared.records).insert(id.clone(), Arc::new(record));
-        let (reply, started) = oneshot::channel();
-        let ask = Ask::Start {
-            id: id.clone(),
-            launch: Box::new(launch),
-            reply,
+        let (shared, to_prepare) = (self.shared.clone(), request.clone());
+        let prepared = blocking(move || shared.walls.prepare(&to_prepare)).await?;
+        let (how, record) = prepared?;
+        let record = Arc::new(record);
+        lock(&self.shared.records).insert(id.clone(), record.clone());
+        let result = match how {
+            How::Keeper(launch) => {
+                let container = id.clone();
+                let start = Request::Start { container, launch };
+                self.shared.ask_start(&id, start).await
+            }
+            How::Outside => {
+                // A task of its own: whoever asked may go, and what was begun must be held or ended.
+                let starting = self.shared.clone().start_outside(request, record);
+                let started = tokio::spawn(starting).await;
+                started.unwrap_or_else(|error| {
+                    let message = format!("start {id}: {error}");
+                    Err(Refusal::new(RefusalCode::Internal, message))
+                })
+            }
         };
-        let result = self.shared.tell(ask, started).await;
         if result.is_err() {
             lock(&self.shared.records).remove(&id);
         }
@@ -166,6 +250,9 @@ impl Kept {
             ids.iter().filter_map(|id| held.get(id).cloned()).collect()
         };
         // Also those that it only begins to start: the keeper gives them up.
+        for member in &members {
+            member.was_killed.store(true, Ordering::Relaxed);
+        }
         let request = Request::Kill { ids };
         let told = tokio::time::timeout(KILL_WORD_MAX, self.shared.request(request)).await;
         if matches!(told, Ok(Ok(_))) {
@@ -232,6 +319,55 @@ impl Shared {
         Ok(record)
     }
 
+    async fn ask_start(&self, id: &ContainerId, request: Request) -> Result<Running, Refusal> {
+        let (reply, started) = oneshot::channel();
+        let id = id.clone();
+        self.tell(Ask::Start { id, request, reply }, started).await
+    }
+
+    async fn start_outside(
+        self: Arc<Self>,
+        request: StartRequest,
+        record: Arc<Record>,
+    ) -> Result<Running, Refusal> {
+        let id = request.id.clone();
+        let container = id.clone();
+        self.request(Request::Admit { container }).await?;
+        let (pid, start_ticks) = match self.walls.start_outside(&request, &record).await? {
+            Outside::Running { pid, start_ticks } => (pid, start_ticks),
+            Outside::Ended(exit) => {
+                let running = Running {
+                    id: id.clone(),
+                    pid: 0,
+                    started: boot_now(),
+                };
+                self.report(RuntimeEvent::Dead { id, exit });
+                return Ok(running);
+            }
+        };
+        let hold = Request::Hold {
+            container: id.clone(),
+            pid,
+            start_ticks,
+        };
+        let held = self.ask_start(&id, hold).await;
+        if held.is_err() {
+            self.walls.abandon(&id).await;
+        }
+        held
+    }
+
+    /// How the program of a container ended that is proven dead.
+    async fn how_ended(&self, member: &Member) -> Exit {
+        let deadline = *lock(&self.deadline);
+        let is_over = deadline.is_some_and(|at| at.since(boot_now()) <= WATCHED_LEAD);
+        // The keeper kills what it only watches a little before its own end: that was not the program's doing.
+        if member.control.is_none() && is_over && !member.was_killed.load(Ordering::Relaxed) {
+            return Exit::Unknown;
+        }
+        self.walls.exit(member).await
+    }
+
     async fn tell<T>(
         &self,
         ask: Ask,
@@ -291,6 +427,10 @@ impl Runtime for Kept {
     }
 
     fn arm(&self, deadline: BootTime) -> BoxFuture<'_, Result<(), Refusal>> {
+        {
+            let mut last = lock(&self.shared.deadline);
+            *last = (*last).max(Some(deadline));
+        }
         let armed = self.shared.request(Request::Arm { deadline });
         armed.map(|answer| answer.map(drop)).boxed()
     }
@@ -323,7 +463,7 @@ impl Runtime for Kept {
         async move {
             let member = self.shared.member(&id)?;
             let record = self.shared.record(&id).await?;
-            exec::run(&member, &record, exec).await
+            self.shared.walls.exec(&member, &record, exec).await
         }
         .boxed()
     }
@@ -338,7 +478,8 @@ impl Runtime for Kept {
         async move {
             let member = self.shared.member(&id)?;
             let record = self.shared.record(&id).await?;
-            exec::shell(&member, &record, columns, rows).await
+            let shell = self.shared.walls.shell(&member, &record, columns, rows);
+            shell.await
         }
         .boxed()
     }

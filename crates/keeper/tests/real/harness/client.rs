@@ -201,6 +201,7 @@ impl Client {
             for held in held {
                 let its = match held.state {
                     HeldState::Running => fds.by_ref().take(2).collect(),
+                    HeldState::Watched => fds.by_ref().take(1).collect(),
                     HeldState::Exited { .. } => vec![],
                 };
                 all.push((held, its));

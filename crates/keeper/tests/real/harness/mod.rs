@@ -245,6 +245,10 @@ impl Host {
         self.keeper.wait().expect("wait")
     }
 
+    pub(crate) fn keeper_pid(&self) -> u32 {
+        self.keeper.id()
+    }
+
     pub(crate) fn signal_keeper(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.keeper);
         rustix::process::kill_process(pid, signal).expect("signal the keeper");
