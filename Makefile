@@ -45,6 +45,10 @@ bench: ## what a user waits for, beside docker run; figures in target/figures/be
 bench-destroy: ## two hundred containers destroyed at once: docker kill, conman reap, a drain, a bare kernel; figures in target/figures/bench-destroy.json
 	scripts/bench-destroy
 
+.PHONY: mutants
+mutants: ## remove each rule of the protocol in turn, and show what notices; figures in target/figures/mutants.json
+	scripts/mutants
+
 .PHONY: bench-stuck
 bench-stuck: ## the stuck report beside DuckDB, jq, mtail, grep and wc
 	scripts/bench-stuck

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::id::{ContainerId, Epoch, ReplId};
+use model::mutant::{DEADLINE_ENFORCED, EPOCH_RISES, START_BEFORE_DEADLINE, removed};
 use model::time::BootTime;
 use model::wire::keeper::{ARM_AHEAD_MAX, KeeperRefusal, KeeperRefusalCode};
 
@@ -12,14 +13,14 @@ use crate::failure::refused;
 ///
 /// The epochs of a repl are never forgotten while the keeper lives: some tens of bytes for each repl that this
 /// host ever carried, against starting an older owner's container after a newer one's.
-#[derive(Debug, Default)]
-pub(crate) struct Book {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Book {
     deadline: Option<BootTime>,
     seen: BTreeMap<ReplId, Epoch>,
     going_down: GoingDown,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum GoingDown {
     #[default]
     No,
@@ -28,7 +29,7 @@ enum GoingDown {
 
 /// What an Arm does.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Arming {
+pub enum Arming {
     /// The kernel's timer must be set to this.
     Later(BootTime),
     /// This one, from before, holds.
@@ -37,26 +38,25 @@ pub(crate) enum Arming {
 
 impl Book {
     /// The deadline, if there is one yet.
-    pub(crate) fn deadline(&self) -> Option<BootTime> {
+    pub fn deadline(&self) -> Option<BootTime> {
         self.deadline
     }
 
     /// From here on nothing is admitted.
-    pub(crate) fn go_down(&mut self) {
+    pub fn go_down(&mut self) {
         self.going_down = GoingDown::Yes;
     }
 
     /// Whether the keeper is going down.
-    pub(crate) fn is_going_down(&self) -> bool {
+    pub fn is_going_down(&self) -> bool {
         self.going_down == GoingDown::Yes
     }
 
     /// Moves the deadline, never backwards.
-    pub(crate) fn arm(
-        &mut self,
-        now: BootTime,
-        deadline: BootTime,
-    ) -> Result<Arming, KeeperRefusal> {
+    ///
+    /// # Errors
+    /// `DeadlineTooFar` for one that is more than [`ARM_AHEAD_MAX`] ahead.
+    pub fn arm(&mut self, now: BootTime, deadline: BootTime) -> Result<Arming, KeeperRefusal> {
         if deadline > now.plus(ARM_AHEAD_MAX) {
             return Err(refused(
                 KeeperRefusalCode::DeadlineTooFar,
@@ -68,6 +68,11 @@ impl Book {
                 ),
             ));
         }
+        let deadline = if removed(DEADLINE_ENFORCED) {
+            deadline.plus(ARM_AHEAD_MAX)
+        } else {
+            deadline
+        };
         match self.deadline {
             Some(held) if held >= deadline => Ok(Arming::Unchanged(held)),
             _ => {
@@ -78,7 +83,10 @@ impl Book {
     }
 
     /// Whether anything may be started now.
-    pub(crate) fn is_open(&self, now: BootTime) -> Result<(), KeeperRefusal> {
+    ///
+    /// # Errors
+    /// Why not: going down, no deadline, or past it.
+    pub fn is_open(&self, now: BootTime) -> Result<(), KeeperRefusal> {
         let refuse = |code, message: String| Err(refused(code, "admit", message));
         if self.is_going_down() {
             return refuse(
@@ -91,7 +99,7 @@ impl Book {
                 KeeperRefusalCode::NoDeadline,
                 "no deadline was armed yet".to_owned(),
             ),
-            Some(deadline) if now >= deadline => refuse(
+            Some(deadline) if now >= deadline && !removed(START_BEFORE_DEADLINE) => refuse(
                 KeeperRefusalCode::PastDeadline,
                 format!("{} ms past it", now.since(deadline).as_millis()),
             ),
@@ -100,10 +108,13 @@ impl Book {
     }
 
     /// Whether a container may be started now. Its epoch is seen from then on.
-    pub(crate) fn admit(&mut self, now: BootTime, id: &ContainerId) -> Result<(), KeeperRefusal> {
+    ///
+    /// # Errors
+    /// Why not: as of [`Book::is_open`], or an epoch that is not above all that were seen.
+    pub fn admit(&mut self, now: BootTime, id: &ContainerId) -> Result<(), KeeperRefusal> {
         self.is_open(now)?;
         match self.seen.get(&id.repl) {
-            Some(seen) if *seen >= id.epoch => Err(refused(
+            Some(seen) if *seen >= id.epoch && !removed(EPOCH_RISES) => Err(refused(
                 KeeperRefusalCode::StaleEpoch,
                 "admit",
                 format!("epoch {seen} of {} was seen", id.repl),

@@ -37,7 +37,7 @@
 //! ends only when the disk does, though it runs no instruction of its own until then; the keeper itself touches no disk
 //! (module `prepare`).
 
-mod book;
+pub mod book;
 mod clock;
 mod container;
 mod deaths;

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, Revision};
 use crate::keys;
+use crate::mutant::{DEPART_COMPARES_EPOCH, HAND_OFF_COMPARES_HEIR};
 use crate::store::{Compare, KeyValue, Operation, Target, Txn};
 
 /// The most compares, and the most operations, of one transaction: etcd's `--max-txn-ops` when nothing is said.
@@ -82,11 +83,13 @@ pub fn transaction(batch: &[Departure]) -> Txn {
         target: Target::Modified,
         revision: Revision(departure.id.epoch.0),
     });
+    let owned = owned.map(|owned| keys::required(DEPART_COMPARES_EPOCH, owned));
     let registered = heirs(batch).into_iter().map(|(host, incarnation)| Compare {
         key: keys::host(host),
         target: Target::Create,
         revision: Revision(incarnation.0),
     });
+    let registered = registered.map(|heir| keys::required(HAND_OFF_COMPARES_HEIR, heir));
     let operation = |departure: &Departure| {
         let key = keys::owner(&departure.id.repl);
         match &departure.heir {

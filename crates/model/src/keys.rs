@@ -14,6 +14,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, HostId, Incarnation, ReplId, Revision};
+use crate::mutant::{
+    CLAIM_COMPARES_HOST, CLAIM_COMPARES_OWNER, CLAIM_COMPARES_SELF, CONFIRM_COMPARES_OWNER,
+    RENEW_COMPARES_SELF, Rule, STEAL_COMPARES_BEAT, removed,
+};
 use crate::store::{Compare, KeyValue, Operation, Target, Txn};
 
 /// The prefix of the hosts' keys.
@@ -154,6 +158,16 @@ fn equals(key: String, target: Target, revision: u64) -> Compare {
     }
 }
 
+/// A compare that a rule asks for. Without the rule one that always holds stands in its place, for the order of the
+/// compares is that of the answer.
+pub(crate) fn required(rule: Rule, compare: Compare) -> Compare {
+    if removed(rule) {
+        equals("/never".to_owned(), Target::Create, 0)
+    } else {
+        compare
+    }
+}
+
 fn put(key: String, value: String) -> Operation {
     Operation::Put { key, value }
 }
@@ -184,8 +198,9 @@ pub fn update_host(me: &HostId, mine: Incarnation, record: String) -> Txn {
 
 /// Renew: my registration stands, then put `/b/me`.
 pub fn renew(me: &HostId, mine: Incarnation, next_beat: String) -> Txn {
+    let registered = equals(host(me), Target::Create, mine.0);
     Txn {
-        compares: vec![equals(host(me), Target::Create, mine.0)],
+        compares: vec![required(RENEW_COMPARES_SELF, registered)],
         operations: vec![put(beat(me), next_beat)],
     }
 }
@@ -226,20 +241,28 @@ pub fn claim(
     record: String,
 ) -> Txn {
     let mut compares = vec![
-        equals(host(me), Target::Create, mine.0),
+        required(
+            CLAIM_COMPARES_SELF,
+            equals(host(me), Target::Create, mine.0),
+        ),
         equals(spec(repl), Target::Create, spec_create.0),
     ];
     match free {
-        Free::Absent => compares.push(equals(owner(repl), Target::Modified, 0)),
+        Free::Absent => {
+            let absent = equals(owner(repl), Target::Modified, 0);
+            compares.push(required(CLAIM_COMPARES_OWNER, absent));
+        }
         Free::Orphan {
             owner: read,
             host_create,
         } => {
-            compares.push(equals(owner(repl), Target::Modified, read.epoch.0));
+            let as_read = equals(owner(repl), Target::Modified, read.epoch.0);
+            compares.push(required(CLAIM_COMPARES_OWNER, as_read));
             // The orphan of an earlier registration of my own is covered by the first compare.
             if read.record.host != *me {
                 let its_host = host(&read.record.host);
-                compares.push(equals(its_host, Target::Create, host_create.0));
+                let gone = equals(its_host, Target::Create, host_create.0);
+                compares.push(required(CLAIM_COMPARES_HOST, gone));
             }
         }
     }
@@ -262,7 +285,8 @@ pub fn confirm(
     let mut txn = renew(me, mine, next_beat);
     let owned = repls
         .iter()
-        .map(|(repl, epoch)| equals(owner(repl), Target::Modified, epoch.0));
+        .map(|(repl, epoch)| equals(owner(repl), Target::Modified, epoch.0))
+        .map(|owned| required(CONFIRM_COMPARES_OWNER, owned));
     txn.compares.extend(owned);
     txn
 }
@@ -272,7 +296,10 @@ pub fn confirm(
 pub fn steal(silent: &HostId, incarnation: Incarnation, beat_modified: Revision) -> Txn {
     Txn {
         compares: vec![
-            equals(beat(silent), Target::Modified, beat_modified.0),
+            required(
+                STEAL_COMPARES_BEAT,
+                equals(beat(silent), Target::Modified, beat_modified.0),
+            ),
             equals(host(silent), Target::Create, incarnation.0),
         ],
         operations: vec![

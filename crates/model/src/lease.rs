@@ -18,6 +18,7 @@
 use std::time::Duration;
 
 use crate::id::Incarnation;
+use crate::mutant::{DEADLINE_FROM_SEND, removed};
 use crate::time::BootTime;
 use crate::timing::{FENCE_LEAD, Timing};
 
@@ -191,6 +192,11 @@ impl Lease {
                 },
                 LeaseEvent::RenewAcked { sent },
             ) => {
+                let sent = if removed(DEADLINE_FROM_SEND) {
+                    now
+                } else {
+                    sent
+                };
                 // Acknowledgements may arrive out of order; an older one must not shorten anything.
                 let deadline = deadline.max(sent.plus(self.timing.hold));
                 self.state = State::Held {

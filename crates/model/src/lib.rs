@@ -10,6 +10,7 @@ pub mod host;
 pub mod id;
 pub mod keys;
 pub mod lease;
+pub mod mutant;
 pub mod observer;
 pub mod placement;
 pub mod rendezvous;

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::{HostId, Incarnation, Revision};
+use crate::mutant::{STEAL_AFTER_SAME_BEAT, STEAL_DRIFT, STEAL_WAITS, removed};
 use crate::rendezvous::rendezvous;
 use crate::time::RawTime;
-use crate::timing::{OBSERVERS_PER_HOST, Timing};
+use crate::timing::{KILL_BOUND, OBSERVERS_PER_HOST, Timing};
 
 /// One host as a read of the store showed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +56,15 @@ impl Observer {
     pub fn new(me: HostId, timing: Timing) -> Self {
         Self {
             me,
-            steal: timing.steal,
+            steal: patience(timing),
             watched: BTreeMap::new(),
         }
+    }
+
+    /// When the rule allows a theft at the earliest, if nothing beats until then.
+    pub fn due(&self) -> Option<RawTime> {
+        let since = self.watched.values().map(|watched| watched.since).min()?;
+        Some(since.plus(self.steal))
     }
 
     /// Takes one read of the hosts, received at `received`, and says whom to rob.
@@ -65,7 +72,10 @@ impl Observer {
         let before = std::mem::take(&mut self.watched);
         for seen in hosts.iter().filter(|seen| seen.host != self.me) {
             let since = match before.get(&seen.host) {
-                Some(known) if known.beat == seen.beat && known.incarnation == seen.incarnation => {
+                Some(known)
+                    if known.incarnation == seen.incarnation
+                        && (known.beat == seen.beat || removed(STEAL_AFTER_SAME_BEAT)) =>
+                {
                     known.since
                 }
                 _ => received,
@@ -108,5 +118,16 @@ impl Observer {
             .filter(|(other, _)| rendezvous(silent.as_str(), other.as_str()) > mine)
             .count();
         better < OBSERVERS_PER_HOST
+    }
+}
+
+/// T_STEAL.
+fn patience(timing: Timing) -> Duration {
+    if removed(STEAL_WAITS) {
+        timing.hold
+    } else if removed(STEAL_DRIFT) {
+        timing.hold + KILL_BOUND
+    } else {
+        timing.steal
     }
 }

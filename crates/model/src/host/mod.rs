@@ -27,6 +27,7 @@ use self::leaving::Leaving;
 use self::refusal::{exited_at_once, fenced};
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{Lease, LeaseEffect, LeaseEvent};
+use crate::mutant::{ORPHANS_KILLED, RELEASE_AFTER_DEATH, removed};
 use crate::time::BootTime;
 use crate::timing::Timing;
 use crate::wire::node::NodeRefusal;
@@ -112,6 +113,9 @@ impl Host {
     pub fn step(&mut self, event: Event, now: BootTime) -> Vec<Effect> {
         let mut out = vec![];
         self.apply(event, now, &mut out);
+        if removed(RELEASE_AFTER_DEATH) {
+            self.believe_the_killed_dead(now, &mut out);
+        }
         self.settle(now, &mut out);
         out
     }
@@ -298,6 +302,7 @@ impl Host {
             container.started = Some(*started);
             match claims.iter().find(|claim| claim.id == *id) {
                 Some(claim) => container.idle_timeout = claim.idle_timeout,
+                None if removed(ORPHANS_KILLED) => {}
                 None => {
                     container.phase = Phase::Killing;
                     container.after = After::Abandon;
@@ -353,6 +358,18 @@ impl Host {
         for id in idle {
             let grace = crate::timing::DESTROY_GRACE;
             self.end(&id, Stop { grace }, now, out);
+        }
+    }
+
+    /// What a host without the rule would do.
+    fn believe_the_killed_dead(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let killed = out.iter().filter_map(|effect| match effect {
+            Effect::Kill { ids } => Some(ids.clone()),
+            _ => None,
+        });
+        for id in killed.flatten().collect::<Vec<_>>() {
+            let death = Death::Program;
+            self.apply(Event::Dead { id, death }, now, out);
         }
     }
 

@@ -7,6 +7,7 @@ use super::refusal::{draining, fenced, no_capacity, no_keeper, not_owner};
 use super::{Answer, Effect, Host, Keeper, Ownership, answer, refuse, refuse_all, stopped_all};
 use crate::api::Refusal;
 use crate::id::{ContainerId, Epoch, ReplId};
+use crate::mutant::{EPOCH_CHECKED, removed};
 use crate::time::BootTime;
 use crate::wire::node::{NodeRefusal, OwnerHint};
 
@@ -29,7 +30,7 @@ impl Host {
         };
         if let Some(container) = self.containers.get_mut(&repl) {
             match (container.epoch, epoch) {
-                (Some(mine), Some(wanted)) if mine != wanted => {
+                (Some(mine), Some(wanted)) if mine != wanted && !removed(EPOCH_CHECKED) => {
                     let hint = (mine > wanted).then(|| OwnerHint {
                         host: Some(self.me.clone()),
                         epoch: mine,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::event::NoWay;
 use crate::id::{Epoch, HostId, Incarnation, ReplId, Ticket};
+use crate::mutant::{NOTHING_BELOW_HIGHEST, removed};
 use crate::time::BootTime;
 use crate::timing::{REROUTE_PAUSE_MAX, REROUTE_PAUSE_MIN};
 
@@ -70,7 +71,7 @@ impl Route {
 
     /// Sends the sessions to a host from now on, unless its epoch is below one that was seen.
     pub(super) fn lead_to(&mut self, host: HostId, incarnation: Incarnation, epoch: Option<Epoch>) {
-        if epoch.is_some_and(|epoch| epoch < self.highest) {
+        if epoch.is_some_and(|epoch| epoch < self.highest) && !removed(NOTHING_BELOW_HIGHEST) {
             self.stage = Stage::Unknown;
             return;
         }
