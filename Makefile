@@ -52,3 +52,19 @@ mutants: ## remove each rule of the protocol in turn, and show what notices; fig
 .PHONY: bench-stuck
 bench-stuck: ## the stuck report beside DuckDB, jq, mtail, grep and wc
 	scripts/bench-stuck
+
+.PHONY: install
+install: ## what was built, with its units and documentation, below DESTDIR for PREFIX (/usr/local); first make release
+	scripts/install
+
+.PHONY: deb
+deb: release ## the Debian package, in target/deb
+	scripts/deb
+
+.PHONY: test-vm
+test-vm: ## the native runtime and the keeper on systemd and pure cgroup v2, in a virtual machine: some ten minutes
+	scripts/test-vm
+
+.PHONY: drill-systemd
+drill-systemd: release ## the package in a virtual machine that shuts down under 200 repls; figures in target/figures/systemd.json
+	scripts/drill-systemd
