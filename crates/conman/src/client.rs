@@ -6,11 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
@@ -18,8 +15,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-/// The most that an answer may have, other than a stream.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+use crate::exchange;
 
 /// Why a request has no answer to go on with.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +131,7 @@ impl Client {
         path: &str,
         body: Option<&serde_json::Value>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let mut request = Request::builder()
+        let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.url.authority)
@@ -143,23 +139,17 @@ impl Client {
                 header::USER_AGENT,
                 concat!("conman/", env!("CARGO_PKG_VERSION")),
             );
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let body = body.map(ToString::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
-        let stream = TokioIo::new(self.connect().await?);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+        let stream = self.connect().await?;
+        let response = exchange::send(stream, request, body)
             .await
             .map_err(broken)?;
-        // Ends with the answer's body, or when that is dropped; what went wrong is seen there.
-        tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(broken)?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
-        let body = collect(response.into_body()).await?;
+        let body = exchange::collect(response.into_body())
+            .await
+            .map_err(broken)?;
         Err(refused(status, &body))
     }
 
@@ -174,9 +164,9 @@ impl Client {
         body: Option<&serde_json::Value>,
     ) -> Result<T, ClientError> {
         let response = self.send(method, path, body).await?;
-        let body = collect(response.into_body()).await?;
-        let json: &[u8] = if body.is_empty() { b"null" } else { &body };
-        serde_json::from_slice(json).map_err(broken)
+        exchange::collect_json(response.into_body())
+            .await
+            .map_err(broken)
     }
 
     /// Opens a WebSocket.
@@ -201,11 +191,6 @@ impl Client {
 
 fn broken(error: impl fmt::Display) -> ClientError {
     ClientError::Broken(error.to_string())
-}
-
-async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
-    let limited = http_body_util::Limited::new(body, ANSWER_BYTES_MAX);
-    Ok(limited.collect().await.map_err(broken)?.to_bytes())
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {

@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod docker;
+mod exchange;
 pub mod fd;
 pub mod gateway;
 pub mod host;

@@ -90,7 +90,7 @@ pub(super) enum Command {
 pub(super) struct CreateArgs {
     /// Its name: a-z, 0-9 and -
     repl: ReplId,
-    /// The root file system: host or dir:/absolute/path
+    /// The root file system: host, dir:/absolute/path or docker:reference
     #[arg(long, default_value = "host", value_parser = parse_image)]
     image: Image,
     /// The port that its connections go to

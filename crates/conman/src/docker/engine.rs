@@ -9,24 +9,19 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 use super::DockerId;
+use crate::exchange;
 
 /// Where Debian's and Docker's own packages have the engine listen.
 pub const SOCKET: &str = "unix:///var/run/docker.sock";
-
-/// The most that an answer may have, other than a stream.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How an engine is reached: `unix:///path`, as in `DOCKER_HOST`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,18 +262,10 @@ impl Engine {
                 .header(header::CONNECTION, "Upgrade")
                 .header(header::UPGRADE, protocol);
         }
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let body = body.map(ToString::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
-        let stream = TokioIo::new(self.connect().await?);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+        let stream = self.connect().await?;
+        let response = exchange::send(stream, request, body)
             .await
             .map_err(broken)?;
-        // Ends with the answer's body, or when that is dropped; what went wrong is seen there.
-        tokio::spawn(connection.with_upgrades());
-        let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
@@ -287,7 +274,9 @@ impl Engine {
         if status == StatusCode::NOT_MODIFIED {
             return Ok(response);
         }
-        let body = collect(response.into_body()).await?;
+        let body = exchange::collect(response.into_body())
+            .await
+            .map_err(broken)?;
         Err(refused(status, &body))
     }
 
@@ -304,9 +293,9 @@ impl Engine {
     ) -> Result<T, EngineError> {
         let call = async {
             let response = self.send(method, path, body).await?;
-            let body = collect(response.into_body()).await?;
-            let json: &[u8] = if body.is_empty() { b"null" } else { &body };
-            serde_json::from_slice(json).map_err(broken)
+            exchange::collect_json(response.into_body())
+                .await
+                .map_err(broken)
         };
         match tokio::time::timeout(patience, call).await {
             Ok(answer) => answer,
@@ -395,11 +384,6 @@ pub fn encode(text: &str) -> String {
 
 fn broken(error: impl fmt::Display) -> EngineError {
     EngineError::Broken(error.to_string())
-}
-
-async fn collect(body: Incoming) -> Result<Bytes, EngineError> {
-    let limited = http_body_util::Limited::new(body, ANSWER_BYTES_MAX);
-    Ok(limited.collect().await.map_err(broken)?.to_bytes())
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> EngineError {

@@ -19,8 +19,7 @@ use rustix::process::Signal;
 
 use super::DockerId;
 use super::process::{HoldError, hold};
-use crate::runtime::cgroup::directory;
-use crate::runtime::cgroup::unescape;
+use crate::runtime::cgroup::{self, Tree, directory};
 
 /// How long to wait before the files of a v1 cgroup, which tell nobody, are read again.
 const V1_LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -61,28 +60,18 @@ impl Trees {
     /// Reads the text of a mountinfo file. The first mount of each tree counts.
     pub fn parse(mountinfo: &str) -> Self {
         let mut trees = Self::default();
-        for line in mountinfo.lines() {
-            // 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
-            let Some((left, right)) = line.split_once(" - ") else {
-                continue;
-            };
-            let Some(point) = left.split(' ').nth(4) else {
-                continue;
-            };
-            let point = PathBuf::from(unescape(point));
-            let mut right = right.split(' ');
-            match (right.next(), right.nth(1)) {
-                (Some("cgroup2"), _) => {
+        for (tree, point) in cgroup::trees(mountinfo) {
+            match tree {
+                Tree::V2 => {
                     trees.v2.get_or_insert(point);
                 }
-                (Some("cgroup"), Some(options)) => {
-                    let names: Vec<String> = options.split(',').map(str::to_owned).collect();
+                Tree::V1(names) => {
                     let is_known = trees.v1.iter().any(|(known, _)| *known == names);
                     if !is_known {
+                        let names = names.into_iter().map(str::to_owned).collect();
                         trees.v1.push((names, point));
                     }
                 }
-                _ => {}
             }
         }
         trees

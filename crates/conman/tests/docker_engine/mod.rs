@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// What every test's containers are made from: a few of the machine's own tools.
@@ -99,18 +99,9 @@ impl TestEngine {
         {
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
-        for tool in TOOLS {
-            copy_with_libraries(tool, directory.path());
-        }
-        copy_perl_base(directory.path());
-        for name in ["proc", "tmp", "root"] {
-            std::fs::create_dir_all(directory.path().join(name)).unwrap();
-        }
         let mut tar = Command::new("tar")
-            .arg("-C")
-            .arg(directory.path())
-            .args(["-c", "."])
+            .args(["-C", "/", "-ch"])
+            .args(files_of_tools())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -142,37 +133,35 @@ impl Drop for TestEngine {
     }
 }
 
-/// Copies a program of the machine's and what it is linked with into a root file system.
-fn copy_with_libraries(program: &str, root: &Path) {
-    let places =
-        ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(|place| Path::new(place).join(program));
-    let path = places.iter().find(|path| path.exists());
-    let path = path.unwrap_or_else(|| panic!("{program} is on this machine"));
-    let listed = Command::new("ldd").arg(path).output().unwrap();
-    let text = String::from_utf8(listed.stdout).unwrap();
-    let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
-    for library in libraries {
-        copy(Path::new(library), &root.join(&library[1..]));
-    }
-    copy(path, &root.join("bin").join(program));
-}
-
-/// The modules that `IO::Socket` needs.
-fn copy_perl_base(root: &Path) {
-    let printed = Command::new("perl")
+/// The files of the image, below the machine's root: the tools, what they are linked with, and what `IO::Socket` needs.
+fn files_of_tools() -> BTreeSet<String> {
+    let tools = TOOLS.iter().map(|tool| format!("/bin/{tool}"));
+    let linked = Command::new("ldd").args(tools.clone()).output().unwrap();
+    let linked = String::from_utf8(linked.stdout).unwrap();
+    let modules = Command::new("perl")
         .args([
             "-MIO::Socket",
             "-e",
-            "print map {\"$_\\n\"} grep {m:^/:} values %INC, map {\"$_\"} @DynaLoader::dl_shared_objects",
+            "print map {\"$_\\n\"} values %INC, @DynaLoader::dl_shared_objects",
         ])
         .output()
         .unwrap();
-    for path in String::from_utf8(printed.stdout).unwrap().lines() {
-        copy(Path::new(path), &root.join(&path[1..]));
-    }
+    let modules = String::from_utf8(modules.stdout).unwrap();
+    let words = linked
+        .split_whitespace()
+        .filter(|word| !word.ends_with(':'));
+    let found = words.chain(modules.lines()).map(str::to_owned);
+    tools
+        .chain(found)
+        .filter_map(|path| path.strip_prefix('/').map(str::to_owned))
+        .collect()
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-    std::fs::copy(from, to).unwrap();
+/// Whether a process has ended, by what the kernel shows of it: nothing, or what waits for its shim to reap it.
+pub(crate) fn is_dead(pid: &str) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    state.starts_with(['Z', 'X'])
 }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::docker_engine::{TestEngine, shared};
-use crate::{SLEEPER, document, is_dead, reap_own, stderr};
+use crate::docker_engine::{TestEngine, is_dead, shared};
+use crate::{SLEEPER, document, reap_own, stderr};
 
 /// Many `docker run` at a time, as many as the machine has processors for.
 fn run_many(engine: &TestEngine, count: usize, options: &[&str]) {

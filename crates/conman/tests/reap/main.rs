@@ -35,9 +35,3 @@ fn reap_own(engine: &TestEngine, more: &[&str]) -> serde_json::Value {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     document(&output)
 }
-
-/// Whether the process has ended, by what the kernel shows of it.
-fn is_dead(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.is_err()
-}

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::docker_engine::{TestEngine, shared};
+use crate::docker_engine::{TestEngine, is_dead, shared};
 use crate::{SLEEPER, document, stderr};
 
 /// Stops the engine's process, and lets it go on when dropped.
@@ -44,7 +44,7 @@ fn an_engine_that_hangs_saves_nobody_and_costs_nobody_elses() {
         "{}",
         stderr(&output)
     );
-    assert!(pids.iter().all(|pid| !crate::is_dead(pid)));
+    assert!(pids.iter().all(|pid| !is_dead(pid)));
 
     let listed = engine.reap(&["--dry-run", "--json"]);
     let listed = document(&listed);
@@ -63,7 +63,7 @@ fn an_engine_that_hangs_saves_nobody_and_costs_nobody_elses() {
     let note = report["notes"][0].as_str().unwrap();
     assert!(note.contains("by a restart policy come back"), "{note}");
     for pid in &pids {
-        assert!(crate::is_dead(pid), "{pid} lives");
+        assert!(is_dead(pid), "{pid} lives");
     }
     assert_eq!(bystander.alive(), [others], "another engine's");
     drop(stopped);

@@ -9,7 +9,7 @@ use model::api::RefusalCode;
 use model::spec::{Image, Limits};
 use rustix::process::Signal;
 
-use crate::docker_engine::IMAGE;
+use crate::docker_engine::{IMAGE, is_dead};
 use crate::world::{Kind, World, docker_options};
 
 macro_rules! docker {
@@ -142,7 +142,7 @@ mod cases {
         let pid = world.engine.as_ref().unwrap().field(&orphan, "State.Pid");
         // A conman that finds a keeper for the first time ends what that does not hold.
         world.restart_client().await;
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        assert!(is_dead(&pid), "proven before the keeper is announced");
         let deadline = tokio::time::Instant::now() + crate::world::EVENT_MAX;
         let engine = world.engine.as_ref().unwrap();
         while crate::leftovers::containers(engine, &world.options)

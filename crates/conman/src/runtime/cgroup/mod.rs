@@ -28,8 +28,8 @@ use self::directory::{
     children, collect_processes, emptied_v2, gone_is_fine, is_empty_v1, is_empty_v2, is_gone,
     named, remove_tree, write,
 };
-pub(crate) use self::mounts::unescape;
 pub use self::mounts::{Controller, Mounts};
+pub(crate) use self::mounts::{Tree, trees};
 use super::layout::parse_id;
 
 const CPU_PERIOD_US: u64 = 100_000;

@@ -42,28 +42,18 @@ impl Mounts {
     /// Reads the text of a mountinfo file. The first mount of each tree counts.
     pub fn parse(mountinfo: &str) -> Self {
         let mut mounts = Self::default();
-        for line in mountinfo.lines() {
-            // 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
-            let Some((left, right)) = line.split_once(" - ") else {
-                continue;
-            };
-            let Some(point) = left.split(' ').nth(4) else {
-                continue;
-            };
-            let point = PathBuf::from(unescape(point));
-            let mut right = right.split(' ');
-            match (right.next(), right.nth(1)) {
-                (Some("cgroup2"), _) => {
+        for (tree, point) in trees(mountinfo) {
+            match tree {
+                Tree::V2 => {
                     mounts.v2.get_or_insert(point);
                 }
-                (Some("cgroup"), Some(options)) => {
+                Tree::V1(names) => {
                     for controller in Controller::ALL {
-                        if options.split(',').any(|name| name == controller.as_str()) {
+                        if names.contains(&controller.as_str()) {
                             mounts.v1.entry(controller).or_insert_with(|| point.clone());
                         }
                     }
                 }
-                _ => {}
             }
         }
         mounts
@@ -85,8 +75,31 @@ impl Mounts {
     }
 }
 
+/// What a mount of a cgroup tree shows.
+pub(crate) enum Tree<'a> {
+    /// The v2 tree.
+    V2,
+    /// A v1 tree, with its mount's options: the names of its controllers are among them, or `name=…`.
+    V1(Vec<&'a str>),
+}
+
+/// Every mount of a cgroup tree in the text of a mountinfo file, with where it is.
+pub(crate) fn trees(mountinfo: &str) -> impl Iterator<Item = (Tree<'_>, PathBuf)> {
+    mountinfo.lines().filter_map(|line| {
+        // 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+        let (left, right) = line.split_once(" - ")?;
+        let point = PathBuf::from(unescape(left.split(' ').nth(4)?));
+        let mut right = right.split(' ');
+        match (right.next()?, right.nth(1)) {
+            ("cgroup2", _) => Some((Tree::V2, point)),
+            ("cgroup", Some(options)) => Some((Tree::V1(options.split(',').collect()), point)),
+            _ => None,
+        }
+    })
+}
+
 /// The kernel writes blanks and backslashes in a path as `\040` and the like.
-pub(crate) fn unescape(text: &str) -> String {
+fn unescape(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {

@@ -36,7 +36,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::dial::Dialer;
-use super::kept::{How, Kept, Member, Outside, Record, Walls};
+use super::kept::{How, Kept, Member, Outside, Record, Walls, lock};
 use super::layout::{Layout, RuntimeOptions, parse_id};
 use super::native::{base_environment, cannot_prepare, make_private, named_in, remove_all};
 use super::{Exec, ExecOutput, Exit, Running, StartRequest, Terminal};
@@ -184,7 +184,7 @@ impl Docker {
     }
 
     fn live(&self, id: &ContainerId) -> Option<Live> {
-        workers::lock(&self.live).get(id).cloned()
+        lock(&self.live).get(id).cloned()
     }
 
     /// This host's containers, by their labels, in whatever state.
@@ -322,7 +322,7 @@ impl Walls for Docker {
             .and_then(|text| self.trees.cgroup_of(&text, &self.trees.id_in(&text)?))
             .unwrap_or_default();
         let (done, logged) = watch::channel(false);
-        workers::lock(&self.live).insert(id.clone(), Live { cgroup, logged });
+        lock(&self.live).insert(id.clone(), Live { cgroup, logged });
         let (engine, name) = (self.engine.clone(), self.name(&id));
         let files = self.layout.log_files(&id);
         tokio::spawn(async move {
@@ -350,7 +350,7 @@ impl Walls for Docker {
     fn exit<'a>(&'a self, member: &'a Member) -> BoxFuture<'a, Exit> {
         async move {
             let id = &member.running.id;
-            let live = workers::lock(&self.live).remove(id);
+            let live = lock(&self.live).remove(id);
             if member.was_killed.load(std::sync::atomic::Ordering::Relaxed) {
                 // The engine will not know for a while, and nobody shall wait for it.
                 return Exit::Signal(libc::SIGKILL);

@@ -1,7 +1,6 @@
 //! Asking the engine from where nothing can be awaited.
 
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Runs a future to its end on a thread of its own, wherever the caller is: in a tokio runtime, on one of its threads that
 /// may block, or in none.
@@ -24,9 +23,4 @@ where
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing is done under these locks that could panic half-way.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

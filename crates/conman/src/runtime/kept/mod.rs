@@ -188,7 +188,7 @@ enum Ask {
     },
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing is done under these locks that could panic half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
