@@ -49,6 +49,10 @@ bench-destroy: ## two hundred containers destroyed at once: docker kill, conman 
 mutants: ## remove each rule of the protocol in turn, and show what notices; figures in target/figures/mutants.json
 	scripts/mutants
 
+.PHONY: bench-preempt
+bench-preempt: ## what users see of a machine that goes, with notice and without; figures in target/figures/bench-preempt.json
+	scripts/bench-preempt
+
 .PHONY: bench-stuck
 bench-stuck: ## the stuck report beside DuckDB, jq, mtail, grep and wc
 	scripts/bench-stuck

@@ -131,6 +131,11 @@ impl Fleet {
         std::fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
     }
 
+    /// Where its gateway listens.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Where it keeps everything.
     pub(crate) fn state(&self) -> PathBuf {
         self.directory.path().join("state")

@@ -13,6 +13,7 @@ mod docker;
 mod figures;
 mod fleet;
 mod http;
+mod preempt;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -57,8 +58,9 @@ async fn main() -> ExitCode {
     let ran = match std::env::args().nth(1).as_deref() {
         None => run().await,
         Some("destroy") => destroy::run().await,
+        Some("preempt") => preempt::run().await,
         Some(other) => Err(anyhow::anyhow!(
-            "there is no benchmark {other:?}: destroy, or nothing"
+            "there is no benchmark {other:?}: destroy, preempt, or nothing"
         )),
     };
     match ran {
