@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use conman::host::{self, HostMetrics};
 use conman::node::Address;
-use conman::runtime::fake::Fake;
+use conman::runtime::fake::{Call, Fake};
 use conman::store::Store;
-use conman::store::memory::Memory;
+use conman::store::memory::{Calls, Memory, Misbehaviour, Txns};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use model::id::{Epoch, HostId, ReplId};
@@ -58,6 +58,11 @@ impl Fleet {
     }
 
     fn host(&self, name: &str, fake: &Fake) -> Host {
+        self.host_with(name, fake, self.store.clone())
+    }
+
+    /// A host whose way to the store can go wrong alone.
+    fn host_with(&self, name: &str, fake: &Fake, store: Memory) -> Host {
         let address = Address::Unix(self.directory.path().join(format!("{name}.sock")));
         let config = host::Config {
             host: name.parse().unwrap(),
@@ -72,7 +77,7 @@ impl Fleet {
         let mut registry = prometheus_client::registry::Registry::default();
         tokio::spawn(host::serve(
             config,
-            Arc::new(self.store.clone()),
+            Arc::new(store),
             Arc::new(fake.clone()),
             HostMetrics::register(&mut registry),
             Arc::new(String::new),
@@ -142,6 +147,11 @@ impl Host {
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 101);
         TokioIo::new(hyper::upgrade::on(response).await.unwrap())
+    }
+
+    async fn drain(&self, request: Value) -> DrainReport {
+        let (_, bytes, _) = self.call("/node/v1/drain", request).await;
+        serde_json::from_slice(&bytes).unwrap()
     }
 
     async fn status(&self) -> HostStatus {
@@ -242,9 +252,18 @@ async fn a_drain_moves_everything_to_the_other_host() {
     fleet.registered(2).await;
     let epoch = one.start("blue", None).await.unwrap();
     one.start("red", None).await.unwrap();
-    let (_, bytes, _) = one.call("/node/v1/drain", json!({"grace_ms": 0})).await;
-    let report: DrainReport = serde_json::from_slice(&bytes).unwrap();
+    let report = one.drain(json!({"grace_ms": 0})).await;
     assert_eq!((report.containers, report.handed_off), (2, 2));
+    assert_eq!((report.started, report.unfinished), (2, 0));
+    let ends = [
+        report.closed_ms,
+        report.told_ms,
+        report.sent_ms,
+        report.dead_ms,
+        report.released_ms,
+        report.started_ms,
+    ];
+    assert!(ends.iter().all(Option::is_some), "{report:?}");
     assert!(one.fake.alive().is_empty());
     two.fake.until(|fake| fake.alive().len() == 2).await;
     let refused = one.start("blue", Some(epoch)).await.unwrap_err();
@@ -273,4 +292,88 @@ async fn a_notice_empties_the_host() {
     two.fake.until(|fake| fake.alive().len() == 1).await;
     assert!(one.fake.alive().is_empty());
     assert!(one.status().await.draining);
+}
+
+/// Waits, by the store's own events, until the repl's owner is this one, or nobody.
+async fn owner_is(store: &Memory, name: &str, owner: Option<&str>) {
+    use futures_util::StreamExt;
+    let key = keys::owner(&repl(name));
+    let mut changes = store.watch(&key, model::id::Revision(1));
+    loop {
+        let item = store.get(&key).await.unwrap();
+        let found = item.map(|item| serde_json::from_str::<Value>(&item.value).unwrap());
+        if found.as_ref().and_then(|owner| owner["host"].as_str()) == owner {
+            return;
+        }
+        changes.next().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_silent_store_holds_up_no_kill_and_the_report_comes_in_time() {
+    let fleet = Fleet::new();
+    fleet.put_spec("blue", server()).await;
+    let store = fleet.store.another();
+    let one = fleet.host_with("host-1", &Fake::new(), store.clone());
+    fleet.registered(1).await;
+    one.start("blue", None).await.unwrap();
+    store.misbehave(Misbehaviour {
+        calls: Calls::Hanging,
+        ..Misbehaviour::default()
+    });
+    let report = one
+        .drain(json!({"cause": "preemption", "budget_ms": 1_000}))
+        .await;
+    assert!(one.fake.alive().is_empty());
+    assert!(report.sent_ms.is_some() && report.dead_ms.is_some());
+    assert_eq!((report.closed_ms, report.released_ms), (None, None));
+    assert_eq!(report.unfinished, 1);
+    store.misbehave(Misbehaviour::default());
+    owner_is(&fleet.store, "blue", None).await;
+}
+
+#[tokio::test]
+async fn a_hand_off_whose_answer_was_lost_is_not_lost() {
+    let fleet = Fleet::new();
+    fleet.put_spec("blue", server()).await;
+    let store = fleet.store.another();
+    let one = fleet.host_with("host-1", &Fake::new(), store.clone());
+    let two = fleet.host("host-2", &Fake::new());
+    fleet.registered(2).await;
+    one.start("blue", None).await.unwrap();
+    store.misbehave(Misbehaviour {
+        txns: Txns::AckLost,
+        ..Misbehaviour::default()
+    });
+    let mends = async {
+        owner_is(&fleet.store, "blue", Some("host-2")).await;
+        store.misbehave(Misbehaviour::default());
+    };
+    let (report, ()) = tokio::join!(one.drain(json!({"cause": "preemption"})), mends);
+    assert_eq!((report.handed_off, report.started), (1, 1));
+    assert_eq!(two.fake.alive().len(), 1);
+}
+
+#[tokio::test]
+async fn those_with_users_start_first() {
+    let fleet = Fleet::new();
+    for name in ["blue", "green", "red"] {
+        fleet.put_spec(name, server()).await;
+    }
+    let one = fleet.host("host-1", &Fake::new());
+    fleet.registered(1).await;
+    let mut epoch = 0;
+    for name in ["blue", "green", "red"] {
+        epoch = one.start(name, None).await.unwrap();
+    }
+    let two = fleet.host("host-2", &Fake::new());
+    fleet.registered(2).await;
+    let _user = one.port("red", epoch).await;
+    let report = one.drain(json!({"cause": "preemption"})).await;
+    assert_eq!(report.started, 3);
+    let starts = two.fake.calls().into_iter().filter_map(|call| match call {
+        Call::Start(id) => Some(id.repl.to_string()),
+        _ => None,
+    });
+    assert_eq!(starts.collect::<Vec<_>>(), ["red", "blue", "green"]);
 }

@@ -86,6 +86,9 @@ pub const OPERATOR_GRACE: Duration = Duration::from_secs(10);
 /// all the same.
 pub const DRAIN_TELL_MAX: Duration = Duration::from_millis(100);
 
+/// How long the first of a drain's dead waits for others to leave with it, so that those with users can go first.
+pub const DRAIN_GATHER: Duration = Duration::from_millis(20);
+
 /// What a drain keeps of its budget for deaths, releases and starts elsewhere: no grace reaches into it.
 pub const DRAIN_RESERVE: Duration = Duration::from_secs(5);
 

@@ -10,7 +10,9 @@ use model::host::{Answer, Death, DrainOrder, Effect, Event, Host, Ownership};
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use model::lease::LeaseEvent;
 use model::time::BootTime;
-use model::timing::{DRAIN_RESERVE, DRAIN_STARTED_MAX, DRAIN_TELL_MAX, FAST, OPERATOR_GRACE};
+use model::timing::{
+    DRAIN_GATHER, DRAIN_RESERVE, DRAIN_STARTED_MAX, DRAIN_TELL_MAX, FAST, OPERATOR_GRACE,
+};
 use model::wire::node::{DrainPhase, DrainReport};
 
 const MINE: Incarnation = Incarnation(1);
@@ -173,8 +175,11 @@ fn targets_are_told_then_all_die_at_once_and_leave_in_batches_users_first() {
     assert_eq!(killed(&effects), [id(3), id(2), id(1), id(0)]);
     assert_eq!(reached(&effects), [DrainPhase::Told, DrainPhase::Sent]);
 
-    // The first death leaves at once; what dies meanwhile gathers and keeps the order of its users.
-    assert_eq!(departing(&machine.dead(1)), [(repl(1), Some(one.clone()))]);
+    // The first death waits for others, but not for long; what dies meanwhile goes next, by its users.
+    assert!(departing(&machine.dead(1)).is_empty());
+    assert_eq!(machine.host.wakeup(), Some(machine.now.plus(DRAIN_GATHER)));
+    let effects = machine.after(DRAIN_GATHER);
+    assert_eq!(departing(&effects), [(repl(1), Some(one.clone()))]);
     assert!(departing(&machine.dead(0)).is_empty());
     assert!(departing(&machine.dead(2)).is_empty());
     let effects = machine.dead(3);
@@ -219,7 +224,7 @@ fn targets_are_told_then_all_die_at_once_and_leave_in_batches_users_first() {
         (report.containers, report.handed_off, report.started),
         (4, 3, 2)
     );
-    assert_eq!((report.unfinished, report.started_ms), (0, Some(250.0)));
+    assert_eq!((report.unfinished, report.started_ms), (0, Some(270.0)));
 }
 
 #[test]
@@ -228,7 +233,10 @@ fn a_host_alone_kills_at_once_and_frees_its_repls() {
     machine.drain(Duration::ZERO, None);
     let effects = machine.step(Event::Targets { targets: vec![] });
     assert_eq!(killed(&effects).len(), 2);
-    assert_eq!(departing(&machine.dead(0)), [(repl(0), None)]);
+    machine.dead(0);
+    // Nobody else is to come: all go, at once.
+    let expected = [(repl(1), None), (repl(0), None)];
+    assert_eq!(departing(&machine.dead(1)), expected);
 }
 
 #[test]
@@ -259,7 +267,9 @@ fn neither_a_silent_store_nor_a_silent_target_holds_up_the_kill() {
         assert_eq!(killed(&effects).len(), 2);
         assert_eq!(reached(&effects), [DrainPhase::Sent]);
         let expected = told.then(|| "one".parse().unwrap());
-        assert_eq!(departing(&machine.dead(0)), [(repl(0), expected)]);
+        machine.dead(0);
+        let effects = machine.after(DRAIN_GATHER);
+        assert_eq!(departing(&effects), [(repl(0), expected)]);
         // What comes too late changes nothing more.
         assert!(killed(&machine.step(Event::Told)).is_empty());
     }
@@ -271,7 +281,8 @@ fn one_that_does_not_die_holds_up_no_other_and_the_report_comes_when_it_is_due()
     let mut machine = Machine::with(2);
     machine.drain(Duration::ZERO, Some(budget));
     machine.step(Event::Targets { targets: vec![] });
-    assert_eq!(departing(&machine.dead(0)), [(repl(0), None)]);
+    machine.dead(0);
+    assert_eq!(departing(&machine.after(DRAIN_GATHER)), [(repl(0), None)]);
     let departed = vec![(id(0), Left::Released)];
     assert_eq!(report(&machine.step(Event::Departed { departed })), None);
     let report = report(&machine.after(budget)).unwrap();

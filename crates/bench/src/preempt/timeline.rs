@@ -113,8 +113,8 @@ fn panel(out: &mut String, name: &str, timeline: &Timeline, top: f64) {
     let bottom = top + HEIGHT;
     put!(
         out,
-        "<text x=\"{LEFT}\" y=\"{:.1}\" font-size=\"14\">{name}: repls with their old container (grey), none (white), \
-         a new one (green); a session's longest wait (line, full height = {span:.0} ms)</text>",
+        "<text x=\"{LEFT}\" y=\"{:.1}\">{name}: repls with their old container (grey), none (white), a new one (green); \
+         the longest wait of a session (line; the top is {span:.0} ms)</text>",
         top - 24.0
     );
     // From below: old ones; from above: new ones. What is white between them has no container.
@@ -171,9 +171,10 @@ fn panel(out: &mut String, name: &str, timeline: &Timeline, top: f64) {
     while at <= last.at_ms {
         put!(
             out,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{at:.0} ms</text>",
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{} ms</text>",
             x(at),
-            bottom + 16.0
+            bottom + 16.0,
+            at as i64
         );
         at += step;
     }

@@ -69,6 +69,8 @@ pub(super) async fn dial(
     let began = Instant::now();
     let mut pause = Duration::from_micros(500);
     loop {
+        // Before the connection: another session may find it ready while this one is being refused for the last time.
+        let was_ready = live.ready.load(Ordering::Relaxed);
         let refusal = match runtime.dial(&live.running.id, port).await {
             Ok(stream) => {
                 live.ready.store(true, Ordering::Relaxed);
@@ -82,12 +84,18 @@ pub(super) async fn dial(
         if refusal.code == RefusalCode::NotRunning {
             return Err(ending(live, refusal).await);
         }
-        if refusal.code == RefusalCode::PortNotListening && live.ready.load(Ordering::Relaxed) {
-            // Its server listened before. Either the user's program has closed the port, or the whole
-            // container is dying and its death is not proven yet: that is known within the kernel's bound.
+        if refusal.code == RefusalCode::PortNotListening && was_ready {
+            // Its server listened before. Either the user's program has closed the port, or the whole container is
+            // dying and its death is not proven yet: that is known within the kernel's bound, and if it is the platform
+            // that kills it, it is known already.
+            let patience = match live.killed.is_cancelled() {
+                true => wait.saturating_sub(began.elapsed()),
+                false => KILL_BOUND,
+            };
             return Err(
-                match tokio::time::timeout(KILL_BOUND, live.gone.cancelled()).await {
+                match tokio::time::timeout(patience, live.gone.cancelled()).await {
                     Ok(()) => ended(live),
+                    Err(_) if live.killed.is_cancelled() => ended(live),
                     Err(_) => refusal,
                 },
             );

@@ -234,6 +234,15 @@ impl Host {
         }
     }
 
+    /// Whether more of a drain's containers are about to die.
+    pub(super) fn expects_deaths(&self) -> bool {
+        let is_dying = |phase| matches!(phase, Phase::Killing | Phase::Destroying { .. });
+        self.drain
+            .as_ref()
+            .is_some_and(|drain| drain.step == Step::Ending)
+            && self.containers.values().any(|one| is_dying(one.phase))
+    }
+
     /// Heirs say what became of some that were handed off.
     pub(super) fn heard_of(&mut self, count: u32, started: u32) {
         if let Some(drain) = &mut self.drain {

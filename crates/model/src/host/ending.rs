@@ -87,7 +87,7 @@ impl Host {
     }
 
     /// The container is proven dead or was never started: its repl goes where it shall.
-    pub(super) fn give_up(&mut self, id: ContainerId, out: &mut Vec<Effect>) {
+    pub(super) fn give_up(&mut self, id: ContainerId, now: BootTime, out: &mut Vec<Effect>) {
         let Some(container) = self.container(&id) else {
             return;
         };
@@ -98,7 +98,7 @@ impl Host {
         out.push(Effect::Changed {
             repl: id.repl.clone(),
         });
-        self.leaving.push(id);
+        self.leaving.push(id, now);
     }
 
     pub(super) fn gone(

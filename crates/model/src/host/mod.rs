@@ -106,6 +106,7 @@ impl Host {
             .filter_map(Container::wakeup)
             .chain(self.lease.wakeup())
             .chain(self.drain.as_ref().and_then(Drain::wakeup))
+            .chain(self.leaving.gathers_until())
             .min()
     }
 
@@ -159,7 +160,7 @@ impl Host {
             Event::Asked { repl, ownership } => self.asked(repl, ownership, now, out),
             Event::Claimed { repl, ownership } => self.claimed(repl, ownership, now, out),
             Event::Started { id, idle_timeout } => self.started(id, idle_timeout, now, out),
-            Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, out),
+            Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, now, out),
             Event::Dead { id, death } => {
                 if let Some(container) = self.container(&id) {
                     // Nobody but its own program has ended it: starting it again would change nothing.
@@ -170,10 +171,10 @@ impl Host {
                         refuse_all(&mut container.waiting, &exited_at_once(&id.repl), out);
                     }
                     self.remains.push(id.clone());
-                    self.give_up(id, out);
+                    self.give_up(id, now, out);
                 }
             }
-            Event::Departed { departed } => self.departed(departed, out),
+            Event::Departed { departed } => self.departed(departed, now, out),
             Event::Tick => self.tick(now, out),
         }
     }
@@ -209,7 +210,7 @@ impl Host {
 
     /// After each event: the dead leave; a lost lease whose containers are all gone may be joined anew.
     fn settle(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        self.send_leaving(out);
+        self.send_leaving(now, out);
         if self.lease.is_fenced() && self.containers.is_empty() {
             self.lease_step(LeaseEvent::Emptied, now, out);
             // The keeper holds nothing of ours any more, whatever it held when it came.
@@ -322,7 +323,7 @@ impl Host {
             if !self.containers.contains_key(&claim.id.repl) {
                 let container = Container::new(Phase::Releasing, Some(claim.id.epoch), now);
                 self.containers.insert(claim.id.repl.clone(), container);
-                self.leaving.push(claim.id.clone());
+                self.leaving.push(claim.id.clone(), now);
             }
         }
         for (ticket, repl, epoch) in std::mem::take(&mut self.early) {

@@ -122,13 +122,13 @@ impl Host {
         }
         let claimers = std::mem::take(&mut container.claimers);
         if matches!(ownership, Ownership::NotMine(_)) {
-            self.owned_or_not(repl.clone(), ownership, out);
+            self.owned_or_not(repl.clone(), ownership, now, out);
             for ticket in claimers {
                 self.open(ticket, repl.clone(), None, now, out);
             }
         } else {
             container.waiting.extend(claimers);
-            self.owned_or_not(repl, ownership, out);
+            self.owned_or_not(repl, ownership, now, out);
         }
     }
 
@@ -140,13 +140,13 @@ impl Host {
         out: &mut Vec<Effect>,
     ) {
         if self.phase(&repl) == Some(Phase::Claiming) {
-            self.owned_or_not(repl, ownership, out);
+            self.owned_or_not(repl, ownership, now, out);
         } else if let Ownership::Mine { epoch } = ownership {
             // The wish is gone, the claim came through: it was never started, so it may be released.
             if !self.containers.contains_key(&repl) && self.lease.incarnation(now).is_some() {
                 let container = Container::new(Phase::Releasing, Some(epoch), now);
                 self.containers.insert(repl.clone(), container);
-                self.leaving.push(ContainerId { repl, epoch });
+                self.leaving.push(ContainerId { repl, epoch }, now);
             }
         }
     }
@@ -155,6 +155,7 @@ impl Host {
         &mut self,
         repl: ReplId,
         ownership: Ownership,
+        now: BootTime,
         out: &mut Vec<Effect>,
     ) {
         let epoch = match ownership {
@@ -181,7 +182,7 @@ impl Host {
             container.after = after;
         }
         if container.stop.is_some() || container.after != After::Release {
-            return self.give_up(id, out);
+            return self.give_up(id, now, out);
         }
         container.phase = Phase::Starting;
         out.push(Effect::Changed { repl });
@@ -229,6 +230,7 @@ impl Host {
         &mut self,
         id: &ContainerId,
         refusal: Refusal,
+        now: BootTime,
         out: &mut Vec<Effect>,
     ) {
         if let Some(container) = self.container(id) {
@@ -241,7 +243,7 @@ impl Host {
                 refuse_all(&mut container.waiting, &why, out);
             }
             self.remains.push(id.clone());
-            self.give_up(id.clone(), out);
+            self.give_up(id.clone(), now, out);
         }
     }
 }
