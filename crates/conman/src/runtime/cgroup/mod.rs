@@ -406,16 +406,35 @@ fn make_all(directory: &Path) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound && tries_left > 0 => {
                 tries_left -= 1;
             }
-            other => return other.map_err(|error| named(error, directory)),
+            other => {
+                other.map_err(|error| named(error, directory))?;
+                break;
+            }
         }
     }
+    // The host's and the fleet's; the one above was there before.
+    for made in directory.ancestors().take(2) {
+        let_through(made)?;
+    }
+    Ok(())
 }
 
 fn make(directory: &Path) -> io::Result<()> {
     match std::fs::create_dir(directory) {
-        Ok(()) => Ok(()),
+        Ok(()) => let_through(directory),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(named(error, directory)),
+    }
+}
+
+/// Lets everybody through, whatever the umask is: the root of a container, who is nobody out here, mounts its part of
+/// the tree, and the kernel walks down to that by their rights.
+fn let_through(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)) {
+        // Another host of the fleet that ends has taken it away: whoever needs it says so.
+        Err(error) if is_gone(&error) => Ok(()),
+        other => other.map_err(|error| named(error, directory)),
     }
 }
 

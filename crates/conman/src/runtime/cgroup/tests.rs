@@ -196,3 +196,18 @@ async fn this_machines_v1_alone() {
         on_this_machine(mounts, &format!("conman-test1-{}", std::process::id())).await;
     }
 }
+
+#[test]
+fn a_container_may_walk_to_its_cgroup_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = fake_v2("cpu memory pids");
+    // A process of its own under nextest; under others, for as long as this takes.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let made = prepared(&root).create(&id(1), &Limits::default());
+    rustix::process::umask(before);
+    let directory = made.unwrap().v2.unwrap();
+    for path in directory.ancestors().take(3) {
+        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "{}", path.display());
+    }
+}
