@@ -1,7 +1,7 @@
 //! The keeper's part of a start: clones the init, places it, says go.
 //!
 //! ```text
-//! (the preparer) ─► clone3 ─► map ids ─► join v1 cgroups ─► go ─► (the init reports)
+//! (the preparer) ─► open cgroups ─► clone3 ─► map ids ─► go ─► (the init joins v1 cgroups, and reports)
 //!                     └─ any failure: killed and reaped here, before the refusal
 //! ```
 //!
@@ -157,6 +157,7 @@ impl Launcher {
             flags = NAMESPACES;
             walls = Some(Walls {
                 root: prepared.root,
+                tasks: open_tasks(&plan.cgroup_v1)?,
                 hostname: plan.hostname.clone(),
                 cgroup: cgroup.is_some(),
                 seccomp: &native.seccomp,
@@ -210,13 +211,8 @@ struct Placement<'a> {
 
 impl Launched {
     fn place(&self, placement: Option<Placement<'_>>) -> Result<(), KeeperRefusal> {
-        if let Some(Placement { plan, uid_base }) = placement {
+        if let Some(Placement { uid_base, .. }) = placement {
             shared::write_id_maps(self.pid, uid_base)?;
-            for directory in &plan.cgroup_v1 {
-                shared::write_file(directory.join("cgroup.procs"), &self.pid.to_string())
-                    .step("join cgroup")
-                    .map_err(|refusal| name(directory, refusal))?;
-            }
         }
         packet::send_value(&self.reports, &Go, &[]).step("say go")
     }
@@ -243,6 +239,19 @@ fn refuse_clone(errno: Errno) -> KeeperRefusal {
 fn name(path: &std::path::Path, mut refusal: KeeperRefusal) -> KeeperRefusal {
     refusal.message = format!("{}: {}", path.display(), refusal.message);
     refusal
+}
+
+/// For the init to join them by itself: the kernel moves a thread that asks for itself at once. To move another
+/// process it first waits until no thread of the machine forks or ends, some milliseconds, and here that would be
+/// the keeper's. The right to write comes with the fd.
+fn open_tasks(directories: &[PathBuf]) -> Result<Vec<OwnedFd>, KeeperRefusal> {
+    let open = |directory: &PathBuf| {
+        let path = directory.join("tasks");
+        rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .step("open cgroup")
+            .map_err(|refusal| name(directory, refusal))
+    };
+    directories.iter().map(open).collect()
 }
 
 fn open_cgroup(path: &std::path::Path) -> Result<OwnedFd, KeeperRefusal> {

@@ -66,6 +66,8 @@ pub(crate) struct Birth<'a> {
 pub(crate) struct Walls<'a> {
     /// Its root, as detached mounts; taken when they are attached.
     pub(crate) root: Option<Root>,
+    /// Of each v1 cgroup that it is to join, the file to write to.
+    pub(crate) tasks: Vec<OwnedFd>,
     /// Its host name.
     pub(crate) hostname: String,
     /// Whether it is in a v2 cgroup of its own, which it may then read.
@@ -90,8 +92,11 @@ fn live(mut birth: Birth<'_>) -> i32 {
     if let Some(witness) = &birth.witness {
         witness.collect_fds(&mut keep);
     }
-    if let Some(root) = birth.native.as_ref().and_then(|walls| walls.root.as_ref()) {
-        root.collect_fds(&mut keep);
+    if let Some(walls) = &birth.native {
+        keep.extend(walls.tasks.iter().map(AsRawFd::as_raw_fd));
+        if let Some(root) = &walls.root {
+            root.collect_fds(&mut keep);
+        }
     }
     if sys::close_all_but(&mut keep).is_err() {
         return EXIT_BROKEN;
@@ -100,8 +105,11 @@ fn live(mut birth: Birth<'_>) -> i32 {
         // The keeper is gone, or gave up before it said go.
         return EXIT_BROKEN;
     }
-    let root = birth.native.as_mut().and_then(|walls| walls.root.take());
-    match make(&birth, root) {
+    let (root, tasks) = match &mut birth.native {
+        Some(walls) => (walls.root.take(), std::mem::take(&mut walls.tasks)),
+        None => (None, Vec::new()),
+    };
+    match join_cgroups(tasks).and_then(|()| make(&birth, root)) {
         Ok(supervisor) => {
             let _ = packet::send_value(&birth.keeper, &FromInit::Started, &[]);
             supervisor.run()
@@ -111,6 +119,15 @@ fn live(mut birth: Birth<'_>) -> i32 {
             EXIT_BROKEN
         }
     }
+}
+
+/// Joins the v1 cgroups, and closes the ways there. Nothing runs before this that could be out of its limits.
+fn join_cgroups(tasks: Vec<OwnedFd>) -> Result<(), KeeperRefusal> {
+    for tasks in tasks {
+        // Zero is whoever writes.
+        rustix::io::write(&tasks, b"0").step("join cgroup")?;
+    }
+    Ok(())
 }
 
 /// Everything from go to the running program.
