@@ -20,6 +20,7 @@ mod link;
 mod logs;
 mod member;
 mod record;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -168,6 +169,7 @@ pub(super) struct Shared {
     deadline: Mutex<Option<BootTime>>,
     events: mpsc::UnboundedSender<RuntimeEvent>,
     asks: mpsc::UnboundedSender<Ask>,
+    turns: turns::Turns,
 }
 
 /// What the driver is asked to say to the keeper.
@@ -206,6 +208,7 @@ impl Kept {
             deadline: Mutex::default(),
             events,
             asks,
+            turns: turns::Turns::default(),
         });
         let driver = driver::drive(shared.clone(), options.keeper_socket.clone(), asked);
         Self {
@@ -217,6 +220,7 @@ impl Kept {
 
     async fn start_now(&self, request: StartRequest) -> Result<Running, Refusal> {
         let id = request.id.clone();
+        let turn = self.shared.turns.take().await;
         let (shared, to_prepare) = (self.shared.clone(), request.clone());
         let prepared = blocking(move || shared.walls.prepare(&to_prepare)).await?;
         let (how, record) = prepared?;
@@ -229,6 +233,8 @@ impl Kept {
                 self.shared.ask_start(&id, start).await
             }
             How::Outside => {
+                // Others make it, with means of their own.
+                drop(turn);
                 // A task of its own: whoever asked may go, and what was begun must be held or ended.
                 let starting = self.shared.clone().start_outside(request, record);
                 let started = tokio::spawn(starting).await;
