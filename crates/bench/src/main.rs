@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! fleet: cold opens one by one ─► (docker run, beside it) ─► many at once ─► idle: memory ─► drain ─► stop
+//! fleet: a host drained, each of its repls with a user
 //! fleet that restarts nothing: keeper and conman of a host killed ─► every repl of it asked for
 //! ```
 //!
@@ -36,6 +37,8 @@ const DOCKER_RUNS: usize = 20;
 const FAILOVER_REPLS: usize = 150;
 /// More users than this would measure the two cores that they share with what they ask.
 const DRAIN_USERS: usize = 20;
+/// Often enough to see a gap, and not so often that the users are what the machine is busy with.
+const USERS_ASK_EVERY: Duration = Duration::from_millis(10);
 /// How long after the last request a repl counts as idle: the gateway keeps connections for 2 s.
 const UNTIL_IDLE: Duration = Duration::from_secs(3);
 
@@ -77,10 +80,11 @@ async fn run() -> anyhow::Result<()> {
     let fleet = Fleet::start(3, &[])?;
     opens(&fleet, &mut figures).await?;
     memory(&fleet, &mut figures).await?;
-    drain(&fleet, &mut figures).await?;
+    full_drain(&fleet, &mut figures).await?;
     let mut two_alive = fleet.double_alive();
     let name = ("stop_ms", "ending a fleet of 300 containers", "ms");
     figures.at_most(name, ms(fleet.stop()?), 2_000.0);
+    two_alive += drain(&mut figures).await?;
     two_alive += failover(&mut figures).await?;
     let name = ("two_alive", "two containers of one repl alive", "times");
     figures.at_most(name, two_alive as f64, 0.0);
@@ -192,17 +196,17 @@ async fn gap_until_moved(fleet: &Fleet, repl: &str, before: &str) -> anyhow::Res
             "{repl} did not move: {}",
             answer.body
         );
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(USERS_ASK_EVERY).await;
     }
 }
 
-async fn drain(fleet: &Fleet, figures: &mut Figures) -> anyhow::Result<()> {
-    say("a drain under its users");
+/// Drains the busiest host while users ask its repls without a pause: the longest gap that each of them saw.
+async fn drain_gaps(fleet: &Fleet, users_max: usize) -> anyhow::Result<Vec<f64>> {
     let Lost {
         host, mut repls, ..
     } = fleet.busiest().await?;
     let containers = repls.len();
-    repls.truncate(DRAIN_USERS);
+    repls.truncate(users_max);
     let mut before = vec![];
     for repl in &repls {
         before.push(fleet.get(repl).await?.body);
@@ -214,11 +218,46 @@ async fn drain(fleet: &Fleet, figures: &mut Figures) -> anyhow::Result<()> {
         .map(|(repl, before)| gap_until_moved(fleet, repl, before));
     let (drained, gaps) = tokio::join!(fleet.api("POST", &path), join_all(users));
     say(&format!("{containers} containers: {}", drained?));
-    let mut gaps = gaps.into_iter().collect::<anyhow::Result<Vec<f64>>>()?;
-    let name = ("drain_gap_p50_ms", "gap of a repl after a drain, p50", "ms");
+    gaps.into_iter().collect()
+}
+
+/// A host with twenty repls, each with a user.
+async fn drain(figures: &mut Figures) -> anyhow::Result<usize> {
+    say("a drain under its users");
+    let fleet = Fleet::start(3, &[])?;
+    let repls = names("drain", 3 * DRAIN_USERS);
+    fleet.create(&repls, SERVER).await?;
+    for repl in &repls {
+        fleet.get(repl).await?;
+    }
+    let mut gaps = drain_gaps(&fleet, DRAIN_USERS).await?;
+    let name = (
+        "drain_gap_p50_ms",
+        "gap of a repl after a drain of 20, p50",
+        "ms",
+    );
     figures.at_most(name, percentile(&mut gaps, 0.50), 100.0);
-    let name = ("drain_gap_max_ms", "gap of a repl after a drain, max", "ms");
+    let name = (
+        "drain_gap_max_ms",
+        "gap of a repl after a drain of 20, max",
+        "ms",
+    );
     figures.plain(name, percentile(&mut gaps, 1.0));
+    let two_alive = fleet.double_alive();
+    fleet.stop()?;
+    Ok(two_alive)
+}
+
+/// A host with as many as fit, a few of them with users: what their start elsewhere costs is shared by two cores.
+async fn full_drain(fleet: &Fleet, figures: &mut Figures) -> anyhow::Result<()> {
+    say("a drain of a full host");
+    let mut gaps = drain_gaps(fleet, DRAIN_USERS).await?;
+    let name = (
+        "drain_of_100_gap_p50_ms",
+        "gap of a repl after a drain of 100, p50",
+        "ms",
+    );
+    figures.plain(name, percentile(&mut gaps, 0.50));
     Ok(())
 }
 
