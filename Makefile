@@ -21,6 +21,7 @@ release: ## build conman
 .PHONY: test
 test: lint ## everything that a change must pass
 	scripts/docker-engine run cargo nextest run --workspace --locked
+	scripts/differential-stuck --short
 
 .PHONY: lint
 lint: setup-test ## layout, lints, documentation, dependencies
@@ -72,3 +73,7 @@ test-vm: ## the native runtime and the keeper on systemd and pure cgroup v2, in 
 .PHONY: drill-systemd
 drill-systemd: release ## the package in a virtual machine that shuts down under 200 repls; figures in target/figures/systemd.json
 	scripts/drill-systemd
+
+.PHONY: differential-stuck
+differential-stuck: ## the stuck report against DuckDB on a million lines of every format
+	scripts/differential-stuck

@@ -134,7 +134,7 @@ pub struct Sample {
 #[derive(Debug)]
 struct Field {
     path: String,
-    /// The last part of the path, in lower case and without `_` and `-`.
+    /// The last part of the path, in lower case and without `_`, `-` and `:`.
     plain: String,
     values: Vec<Vec<u8>>,
     is_of_envelope: bool,
@@ -221,7 +221,7 @@ impl Sample {
             return;
         }
         let leaf = path.rsplit('.').next().unwrap_or(path);
-        let plain = leaf.to_lowercase().replace(['_', '-'], "");
+        let plain = leaf.to_lowercase().replace(['_', '-', ':'], "");
         let values = vec![value.to_vec()];
         self.fields.push(Field {
             path: path.to_owned(),

@@ -240,7 +240,7 @@ fn own_entity(layout: &Layout, sample: &Sample) -> Option<String> {
     let fixed = match layout.inner.unwrap_or(layout.format) {
         Format::Conman => "repl",
         Format::NginxError => return sample.first_of(&["upstream", "host"]),
-        Format::Access => return sample.first_of(&["host", "client"]),
+        Format::Access => return sample.first_of(&["upstream", "host", "client"]),
         Format::Haproxy => "backend",
         Format::Envoy => return sample.first_of(&["authority", "upstream"]),
         Format::Jupyterhub => "path~/user/([^/?]+)",

@@ -125,6 +125,24 @@ fn other_shapes_of_the_same() {
             "[W 2026-01-01 00:00:00.014 JupyterHub log:192] 503 GET /user/ann/lab (@10.0.0.9) 1.2ms",
             (1, 1, "jupyterhub"),
         ),
+        // Its proxy before release 4, and levels in colour.
+        (
+            "2026-01-01 00:00:00.014 - error: [ConfigProxy] 503 GET /user/ann/api/terminals?_=1",
+            (1, 1, "jupyterhub"),
+        ),
+        (
+            "2026-01-01 00:00:00.014 [ConfigProxy] \x1b[31merror\x1b[39m: 503 GET /user/ann/ connect ECONNREFUSED",
+            (1, 1, "jupyterhub"),
+        ),
+        (
+            "\x1b[32m[W 2026-01-01 00:00:00.014 JupyterHub log:100]\x1b(B\x1b[m 503 GET /user/ann/lab (@::1) 1.2ms",
+            (1, 1, "jupyterhub"),
+        ),
+        // Envoy's JSON as its documentation has it.
+        (
+            "{\"start_time\":\"2026-01-01T00:00:00Z\",\":authority\":\"ws\",\"response_code\":503,\"response_flags\":\"UH\"}",
+            (1, 1, "ndjson"),
+        ),
         (
             "{\"start_time\":\"2026-01-01T00:00:00Z\",\"authority\":\"ws\",\"response_code\":0,\"response_flags\":\"UH\"}",
             (1, 1, "ndjson"),
@@ -169,6 +187,27 @@ fn other_shapes_of_the_same() {
     };
     let text = "2026-01-01T00:00:00Z a took 2000 ms\nother\n2026-01-01T00:00:01Z a took 20 ms\n";
     assert_eq!(failed(text, &pattern), (1, 2, "pattern".to_owned()));
+}
+
+/// What ingress-nginx and Traefik add to an access log says more than the client's address.
+#[test]
+fn an_access_log_that_names_its_service() {
+    let front = "10.0.0.9 - - [01/Jan/2026:00:00:00 +0000] \"GET / HTTP/1.1\" 502 1 \"-\" \"curl\"";
+    let entity = |rest: &str| {
+        let line = format!("{front}{rest}\n");
+        let report = report_of_text(&line.repeat(2), &Query::default()).unwrap();
+        report.summary.worst()[0].entity.clone()
+    };
+    assert_eq!(
+        entity(" 89 0.001 [default-web-80] [] 10.0.0.5:80 59 0.000 502 5"),
+        "default-web-80"
+    );
+    assert_eq!(
+        entity(" 500 \"web@docker\" \"http://10.0.0.5:80\" 0ms"),
+        "web@docker"
+    );
+    assert_eq!(entity(" \"-\""), "10.0.0.9");
+    assert_eq!(entity(""), "10.0.0.9");
 }
 
 #[test]

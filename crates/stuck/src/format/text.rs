@@ -72,10 +72,11 @@ fn request<'a>(text: &'a [u8], out: &mut impl Put<'a>, method: usize, path: usiz
 /// The names of an access log's fields.
 pub const ACCESS: &[&str] = &[
     "time", "client", "user", "method", "path", "status", "bytes", "referer", "agent", "host",
-    "request",
+    "request", "upstream",
 ];
 
-/// nginx's and Apache's common and combined formats, with or without the virtual host in front.
+/// nginx's and Apache's common and combined formats, with or without the virtual host in front. Behind
+/// them ingress-nginx names the service in brackets, and Traefik its router in quotes.
 pub fn access<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
     let mut cursor = Cursor(line);
     let mut front = Vec::with_capacity(4);
@@ -109,12 +110,36 @@ pub fn access<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
     }
     if let Some(agent) = cursor.quoted() {
         out.put(8, agent);
+        if let Some(upstream) = upstream_of(cursor.0) {
+            out.put(11, upstream);
+        }
     }
     if let Some(host) = host {
         out.put(9, host);
     }
     out.put(10, asked);
     Some(())
+}
+
+/// The service that answered, as ingress-nginx (`89 0.001 [namespace-name-port] …`) and Traefik
+/// (`500 "router@provider" "url" 0ms`) add it to the combined format.
+fn upstream_of(rest: &[u8]) -> Option<&[u8]> {
+    let mut cursor = Cursor(rest);
+    let is_number = |word: &[u8]| {
+        word.iter()
+            .all(|byte| byte.is_ascii_digit() || *byte == b'.')
+    };
+    if !is_number(cursor.word()?) {
+        return None;
+    }
+    if cursor.0.starts_with(b"\"") {
+        return cursor.quoted();
+    }
+    if !is_number(cursor.word()?) {
+        return None;
+    }
+    cursor.eat(b"[")?;
+    cursor.until(b']').filter(|name| !name.is_empty())
 }
 
 /// The names of an nginx error log's fields.
@@ -412,12 +437,23 @@ pub const JUPYTERHUB: &[&str] = &[
     "time", "level", "status", "method", "path", "message", "outcome", "error",
 ];
 
-/// JupyterHub's proxy (`15:04:05.678 [ConfigProxy] error: 503 GET /user/NAME/ connect ECONNREFUSED …`)
-/// and JupyterHub's own request lines (`[I 2024-01-02 15:04:05.678 JupyterHub log:192] 200 GET /…`).
+/// JupyterHub's proxy (`15:04:05.678 [ConfigProxy] error: 503 GET /user/NAME/ connect ECONNREFUSED …`,
+/// before its release 4 `15:04:05.678 - error: [ConfigProxy] 503 GET …`) and JupyterHub's own request
+/// lines (`[I 2024-01-02 15:04:05.678 JupyterHub log:192] 200 GET /…`). Both colour their levels when they
+/// think that a terminal reads.
 pub fn jupyterhub<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
-    let mut cursor = Cursor(line);
-    if let Some(found) = memchr::memmem::find(line, b"[ConfigProxy] ") {
-        let before = line[..found].trim_ascii_end();
+    const TAG: &[u8] = b"[ConfigProxy] ";
+    let mut cursor = Cursor(past_colours(line));
+    if let Some(found) = memchr::memmem::find(line, TAG) {
+        let mut before = line[..found].trim_ascii_end();
+        cursor.0 = &line[found + TAG.len()..];
+        if let Some(rest) = before.strip_suffix(b":") {
+            let dash = memchr::memmem::rfind(rest, b" - ")?;
+            out.put(1, uncoloured(&rest[dash + 3..]));
+            before = rest[..dash].trim_ascii_end();
+        } else {
+            out.put(1, uncoloured(cursor.until(b':')?));
+        }
         // Docker or systemd may have put more in front: the stamp is the last word before the tag, or
         // two words with the date.
         let words = before
@@ -430,9 +466,6 @@ pub fn jupyterhub<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
                 .filter(|start| before[*start + 4] == b'-');
             out.put(0, &before[dated.unwrap_or(words)..]);
         }
-        cursor.0 = &line[found + 14..];
-        // Older releases colour the level for terminals.
-        out.put(1, cursor.until(b':')?);
     } else {
         cursor.eat(b"[")?;
         let level = cursor.until(b' ')?;
@@ -443,6 +476,7 @@ pub fn jupyterhub<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
         out.put(0, time);
         out.put(1, level);
         cursor.until(b']')?;
+        cursor.0 = past_colours(cursor.0);
     }
     let message = cursor.0.trim_ascii();
     cursor.0 = message;
@@ -473,4 +507,24 @@ pub fn jupyterhub<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
         },
     );
     Some(())
+}
+
+/// What follows the terminal's escape sequences that a text begins with.
+fn past_colours(mut text: &[u8]) -> &[u8] {
+    loop {
+        text = match text {
+            [0x1B, b'[', rest @ ..] => {
+                let end = rest.iter().position(|byte| (b'@'..=b'~').contains(byte));
+                &rest[end.map_or(rest.len(), |end| end + 1)..]
+            }
+            [0x1B, b'(', _, rest @ ..] => rest,
+            _ => return text,
+        };
+    }
+}
+
+/// A word without the escape sequences around it.
+fn uncoloured(text: &[u8]) -> &[u8] {
+    let text = past_colours(text);
+    &text[..memchr::memchr(0x1B, text).unwrap_or(text.len())]
 }

@@ -1,12 +1,12 @@
 """A second implementation of the stuck report, in SQL, and a generator of logs with known events.
 
-Usage: differential.py REPORT [--events N] [--seed N] [--formats a,b,…] [--keep DIR]
+Usage: differential.py REPORT [--events N] [--seed N] [--formats a,b,…] [--quiet]
 
 REPORT is the command that runs the report, e.g. "target/debug/conman stuck report".
 For every format and every kind of input (in order, disordered, newest first, several files, gzip, zstd,
 standard input) it writes the same events as a log, lets the report find the episodes, finds them in DuckDB
 as gaps and islands over the events themselves, and compares episode by episode. It prints one line per
-case and exits with 1 at the first difference.
+case (with --quiet one in all) and exits with 1 at the first difference.
 """
 
 import argparse
@@ -70,13 +70,6 @@ def make_events(count, seed, entities, span_s):
     return [events[index] for index in order]
 
 
-def disordered(events, rng, reach):
-    """Moves events by up to `reach` seconds; ties keep no order."""
-    keyed = [(event[0] + rng.randrange(-reach, reach + 1) * 1_000_000, index) for index, event in enumerate(events)]
-    keyed.sort()
-    return [events[index] for _, index in keyed]
-
-
 # ------------------------------------------------------------------ formats
 
 
@@ -105,7 +98,7 @@ def conman(us, entity, outcome, index):
 
 def ndjson(us, entity, outcome, index):
     # Another order of keys now and then, spaces, nesting, escapes.
-    value = {"ts": us / 1e6 if False else us, "user": {"id": entity, "name": "a \"b\" é"}, "status": STATUS[outcome], "n": index}
+    value = {"ts": us, "user": {"id": entity, "name": "a \"b\" é"}, "status": STATUS[outcome], "n": index}
     if index % 7 == 0:
         value = dict(reversed(list(value.items())))
     return json.dumps(value) if index % 3 else compact(value)
@@ -183,6 +176,12 @@ def jupyterhub(us, entity, outcome, index):
     return f"[I {moment:%Y-%m-%d %H:%M:%S}.{ms} JupyterHub log:192] {STATUS[outcome]} GET /user/{entity}/api (x@::1) 1.5ms"
 
 
+def jupyterhub_proxy(us, entity, outcome, index):
+    moment, ms = parts(us)
+    rest = "connect ECONNREFUSED 10.0.0.1:8888" if outcome == "platform_fail" else ""
+    return f"{moment:%H:%M:%S}.{ms} [ConfigProxy] error: {STATUS[outcome]} GET /user/{entity}/api {rest}".rstrip()
+
+
 def compose(us, entity, outcome, index):
     return "gateway-1  | " + compact({"time": iso(us), "repl": entity, "outcome": outcome, "reason": REASONS[outcome]})
 
@@ -191,23 +190,42 @@ def pattern(us, entity, outcome, index):
     return f"{us} <{entity}> {outcome}!"
 
 
-# name: (line, milliseconds or seconds, only failures, arguments)
+class Form:
+    """A format: how a line is written, and what of the events such lines can tell."""
+
+    def __init__(self, line_of, named, *arguments, is_seconds=False, is_failures=False, is_dateless=False):
+        self.line_of, self.named, self.arguments = line_of, named, list(arguments)
+        self.is_seconds, self.is_failures, self.is_dateless = is_seconds, is_failures, is_dateless
+
+    def events(self, events):
+        if self.is_seconds:
+            events = [(time // 1_000_000 * 1_000_000, entity, outcome) for time, entity, outcome in events]
+        if self.is_failures:
+            events = [event for event in events if event[2] == "platform_fail"]
+        return events
+
+    def key(self):
+        return self.is_seconds, self.is_failures
+
+
 FORMATS = {
-    "conman": (conman, False, False, []),
-    "ndjson": (ndjson, False, False, ["--entity", "user.id"]),
-    "tracing": (tracing, False, False, []),
-    "gcloud": (gcloud_lines, False, False, []),
-    "loki": (logcli, False, False, []),
-    "journal": (journal, False, False, []),
-    "docker": (docker, False, False, []),
-    "logfmt": (logfmt, False, False, []),
-    "nginx-error": (nginx_error, True, True, []),
-    "access": (access, True, False, []),
-    "haproxy": (haproxy, False, False, []),
-    "envoy": (envoy, False, False, []),
-    "jupyterhub": (jupyterhub, False, False, []),
-    "compose": (compose, False, False, []),
-    "pattern": (pattern, False, False, ["--pattern", r"^(?<time>\d+) <(?<entity>[^>]+)> (?<outcome>\w+)!$"]),
+    "conman": Form(conman, "conman"),
+    "ndjson": Form(ndjson, "ndjson", "--entity", "user.id"),
+    "tracing": Form(tracing, "tracing"),
+    "gcloud": Form(gcloud_lines, "gcloud"),
+    "loki": Form(logcli, "loki"),
+    "journal": Form(journal, "journal"),
+    "docker": Form(docker, "docker"),
+    "logfmt": Form(logfmt, "logfmt"),
+    "nginx-error": Form(nginx_error, "nginx-error", is_seconds=True, is_failures=True),
+    "access": Form(access, "access", is_seconds=True),
+    "haproxy": Form(haproxy, "haproxy"),
+    "envoy": Form(envoy, "envoy"),
+    "jupyterhub": Form(jupyterhub, "jupyterhub"),
+    # Stamps without a date can be completed only where the lines keep their order.
+    "jupyterhub-proxy": Form(jupyterhub_proxy, "jupyterhub", "--date", "2024-03-01", is_dateless=True),
+    "compose": Form(compose, None),
+    "pattern": Form(pattern, None, "--pattern", r"^(?<time>\d+) <(?<entity>[^>]+)> (?<outcome>\w+)!$"),
 }
 
 
@@ -279,10 +297,16 @@ def microseconds(text):
         int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond)
 
 
-def compare(name, command, paths, rows, stdin=None, gap_s=GAP_S):
+def truths(rows):
+    """What is true of rows under the gap, half of it and twice it."""
+    return [oracle(rows, gap_s) for gap_s in (GAP_S, GAP_S / 2, GAP_S * 2)]
+
+
+def compare(name, command, paths, truth, named=None, stdin=None):
+    truth, half, double = truth
     with tempfile.TemporaryDirectory() as folder:
         found_path = os.path.join(folder, "episodes.ndjson")
-        arguments = command + ["--json", "--all-episodes", found_path, "--gap", f"{gap_s}s"] + paths
+        arguments = command + ["--json", "--all-episodes", found_path, "--gap", f"{GAP_S}s"] + paths
         with open(stdin, "rb") if stdin else open(os.devnull, "rb") as source:
             run = subprocess.run(arguments, stdin=source, capture_output=True, text=True)
         if run.returncode != 0:
@@ -298,14 +322,15 @@ def compare(name, command, paths, rows, stdin=None, gap_s=GAP_S):
                           microseconds(recovered) if recovered else None, round(episode["stuck_seconds"] * 1e6),
                           episode["attempts"], episode["end"], names[episode["file"]], episode["line"]))
     found.sort(key=lambda episode: (episode[1], episode[0], episode[7], episode[8]))
-    truth = oracle(rows, gap_s)
+    formats = {entry["format"].split(" > ")[0] for entry in report["inputs"]}
+    if named and formats != {named}:
+        sys.exit(f"{name}: taken for {formats}")
     if found != truth["episodes"]:
         mine, theirs = set(found), set(truth["episodes"])
         sys.exit(f"{name}: episodes differ\n only the report: {sorted(mine - theirs)[:3]}\n only the oracle: {sorted(theirs - mine)[:3]}")
     for key in ("attempts", "failed_attempts", "entities", "neutral", "blips"):
         if report[key] != truth[key]:
             sys.exit(f"{name}: {key} is {report[key]}, the oracle says {truth[key]}")
-    half, double = oracle(rows, gap_s / 2), oracle(rows, gap_s * 2)
     for key, other in (("half", half), ("double", double)):
         if report["gaps"][key]["episodes"] != len(other["episodes"]) or report["gaps"][key]["blips"] != other["blips"]:
             sys.exit(f"{name}: the totals under {key} the gap differ")
@@ -313,7 +338,7 @@ def compare(name, command, paths, rows, stdin=None, gap_s=GAP_S):
         sys.exit(f"{name}: first or last time differ")
     check_sums(name, report, truth["episodes"])
     endings = {end: report[end] for end in ("recovered", "abandoned", "open")}
-    print(f"{name}: {report['lines']} lines, {len(found)} episodes {endings}, {report['passes']}", flush=True)
+    tell(f"{name}: {report['lines']} lines, {len(found)} episodes {endings}, {report['passes']}")
     return report
 
 
@@ -344,6 +369,16 @@ def check_sums(name, report, episodes):
 
 # ------------------------------------------------------------------ cases
 
+IS_QUIET = False
+CASES = 0
+
+
+def tell(text):
+    global CASES
+    CASES += 1
+    if not IS_QUIET:
+        print(text, flush=True)
+
 
 def write_lines(path, lines, crlf=False, half=False):
     end = "\r\n" if crlf else "\n"
@@ -351,108 +386,139 @@ def write_lines(path, lines, crlf=False, half=False):
         file.write(end.join(lines) + ("" if half else end))
 
 
+class Kinds:
+    """The kinds of input, each as the indices of the events in each of its files, and what is true of them."""
+
+    def __init__(self, events, seed):
+        rng = random.Random(seed)
+        self.events = events
+        count = len(events)
+        order = list(range(count))
+        third = count // 3
+        machines = ([], [])
+        for index in order:
+            machines[rng.randrange(2)].append(index)
+        self.files = {
+            "in order": [order],
+            "20 s late, CRLF": [self.moved(rng, 20)],
+            "a day out of order": [self.moved(rng, 90_000)],
+            "newest first, gzip": [order[::-1]],
+            # Rotated: the newest first on the command line.
+            "three files": [order[2 * third:], order[third:2 * third], order[:third]],
+            # Each in order, line by line from either.
+            "two machines": list(machines),
+        }
+        self.known = {}
+
+    def moved(self, rng, reach_s):
+        """Moves events by up to so many seconds; ties keep no order."""
+        keys = [event[0] + rng.randrange(-reach_s, reach_s + 1) * 1_000_000 for event in self.events]
+        return sorted(range(len(keys)), key=keys.__getitem__)
+
+    def truth(self, kind):
+        if kind not in self.known:
+            self.known[kind] = truths([
+                (*self.events[index], file, line + 1)
+                for file, indices in enumerate(self.files[kind])
+                for line, index in enumerate(indices)
+            ])
+        return self.known[kind]
+
+
 def main():
+    global IS_QUIET
     parser = argparse.ArgumentParser()
     parser.add_argument("report")
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
+    IS_QUIET = options.quiet
     command = shlex.split(options.report)
     folder = tempfile.mkdtemp(prefix="stuck-differential-")
     try:
         cases(options, command, folder)
     finally:
         shutil.rmtree(folder)
-    print("all agree")
+    print(f"stuck report and DuckDB agree on {CASES} inputs of {options.events} events each, in {options.formats}")
 
 
 def cases(options, command, folder):
-    rng = random.Random(options.seed)
-    # The dense half makes ties and long runs, the wide one many entities and gaps.
+    # Dense enough for ties and long runs, wide enough for many entities and gaps.
     all_events = make_events(options.events, options.seed, max(20, options.events // 50), 6 * 86_400)
+    kinds_by_key = {}
     for name in options.formats.split(","):
-        line_of, is_seconds, is_failures, extra = FORMATS[name]
-        events = all_events
-        if is_seconds:
-            events = [(time // 1_000_000 * 1_000_000, entity, outcome) for time, entity, outcome in events]
-        if is_failures:
-            events = [event for event in events if event[2] == "platform_fail"]
-
-        def rows_of(listed, file=0, first=1):
-            return [(time, entity, outcome, file, first + index) for index, (time, entity, outcome) in enumerate(listed)]
-
-        def lines_of(listed):
-            return [line_of(*event, index) for index, event in enumerate(listed)]
-
-        def path(suffix):
-            return os.path.join(folder, f"{name}{suffix}")
-
-        ordered = path(".log")
-        write_lines(ordered, lines_of(events))
-        # Named once by auto, and once by its name where it has one.
-        compare(f"{name}, in order", command + extra, [ordered], rows_of(events))
-        compare(f"{name}, standard input", command + extra, [], rows_of(events), stdin=ordered)
-        mixed = disordered(events, rng, 20)
-        write_lines(path(".late"), lines_of(mixed), crlf=True)
-        compare(f"{name}, 20 s late, CRLF", command + extra, [path(".late")], rows_of(mixed))
-        shuffled = disordered(events, rng, 90_000)
-        write_lines(path(".mixed"), lines_of(shuffled), half=True)
-        compare(f"{name}, a day out of order", command + extra, [path(".mixed")], rows_of(shuffled))
-        compare(f"{name}, the same by standard input", command + extra, [], rows_of(shuffled), stdin=path(".mixed"))
-        backwards = events[::-1]
-        with gzip.open(path(".gz"), "wt", compresslevel=1) as file:
-            file.write("\n".join(lines_of(backwards)) + "\n")
-        compare(f"{name}, newest first, gzip", command + extra, [path(".gz")], rows_of(backwards))
-        # Rotated: the newest first on the command line, one of them packed by zstd.
-        third = len(events) // 3
-        pieces = [events[2 * third:], events[third:2 * third], events[:third]]
-        rows, paths = [], []
-        for index, piece in enumerate(pieces):
-            paths.append(path(f".{index}"))
-            write_lines(paths[-1], lines_of(piece))
-            rows += rows_of(piece, index)
-        subprocess.run(["zstd", "-q", "--rm", "-1", paths[1]], check=True)
-        paths[1] += ".zst"
-        compare(f"{name}, three files", command + extra, paths, rows)
-        # Two machines, each in order, line by line from either.
-        rows, paths, lists = [], [], ([], [])
-        for event in events:
-            lists[rng.randrange(2)].append(event)
-        for index, piece in enumerate(lists):
-            paths.append(path(f".m{index}"))
-            write_lines(paths[-1], lines_of(piece))
-            rows += rows_of(piece, index)
-        compare(f"{name}, two machines", command + extra, paths, rows)
+        form = FORMATS[name]
+        if form.key() not in kinds_by_key:
+            kinds_by_key[form.key()] = Kinds(form.events(all_events), options.seed)
+        cases_of(name, form, kinds_by_key[form.key()], command, folder)
         for left in os.listdir(folder):
             os.unlink(os.path.join(folder, left))
+    few = all_events[: options.events // 4]
     if "gcloud" in options.formats:
-        few = all_events[: options.events // 4]
-        backwards = few[::-1]
-        document = [gcloud(*event, index) for index, event in enumerate(backwards)]
-        target = os.path.join(folder, "array.json")
-        with open(target, "w", encoding="utf-8") as file:
-            text = json.dumps(document, indent=2)
-            file.write(text)
-        # Each object begins on its own line, after a bracket and those before it.
-        height = text[: text.index("\n  },") + 1].count("\n")
-        rows = [(t, e, o, 0, 2 + index * height) for index, (t, e, o) in enumerate(backwards)]
-        compare("gcloud, an array, newest first", command, [target], rows)
+        gcloud_array(few, command, os.path.join(folder, "array.json"))
     if "loki" in options.formats:
-        few = all_events[: options.events // 4]
-        streams = [{"stream": {"app": "gw", "n": str(n)}, "values": []} for n in range(3)]
-        for index, (time, entity, outcome) in enumerate(few[::-1]):
-            inner = f"repl={entity} outcome={outcome} n={index}"
-            streams[index % 3]["values"].append([str(time * 1000), inner])
-        target = os.path.join(folder, "loki.json")
-        with open(target, "w", encoding="utf-8") as file:
-            json.dump({"status": "success", "data": {"resultType": "streams", "result": streams}}, file)
-        # All on one line, so that ties have no order that lines could tell: drop them.
-        seen, rows = set(), []
-        report = subprocess.run(command + ["--json", target], capture_output=True, text=True)
-        if report.returncode != 0 or json.loads(report.stdout)["parsed"] != len(few):
-            sys.exit(f"loki, an answer of the API: {report.stderr}{report.stdout[:300]}")
-        print("loki, an answer of the API: all entries parsed")
+        loki_answer(few, command, os.path.join(folder, "loki.json"))
+
+
+def cases_of(name, form, kinds, command, folder):
+    lines = [form.line_of(*event, index) for index, event in enumerate(kinds.events)]
+
+    def check(kind, told, paths, stdin=None, extra=()):
+        arguments = command + form.arguments + list(extra)
+        compare(f"{name}, {told}", arguments, paths, kinds.truth(kind), form.named, stdin)
+
+    def write(kind, suffixes, **how):
+        paths = [os.path.join(folder, name + suffix) for suffix in suffixes]
+        for path, indices in zip(paths, kinds.files[kind], strict=True):
+            write_lines(path, [lines[index] for index in indices], **how)
+        return paths
+
+    ordered = write("in order", [".log"])
+    check("in order", "in order", ordered)
+    # Recognised above, named here.
+    extra = ["--format", form.named] if form.named else []
+    check("in order", "standard input", [], stdin=ordered[0], extra=extra)
+    check("20 s late, CRLF", "20 s late, CRLF", write("20 s late, CRLF", [".late"], crlf=True))
+    if form.is_dateless:
+        return
+    mixed = write("a day out of order", [".mixed"], half=True)
+    check("a day out of order", "a day out of order", mixed)
+    check("a day out of order", "the same by standard input", [], stdin=mixed[0])
+    backwards = os.path.join(folder, f"{name}.gz")
+    with gzip.open(backwards, "wt", compresslevel=1) as file:
+        file.write("\n".join(lines[::-1]) + "\n")
+    check("newest first, gzip", "newest first, gzip", [backwards])
+    paths = write("three files", [".0", ".1", ".2"])
+    subprocess.run(["zstd", "-q", "--rm", "-1", paths[1]], check=True)
+    paths[1] += ".zst"
+    check("three files", "three files, one by zstd", paths)
+    check("two machines", "two machines", write("two machines", [".m0", ".m1"]))
+
+
+def gcloud_array(events, command, path):
+    backwards = events[::-1]
+    text = json.dumps([gcloud(*event, index) for index, event in enumerate(backwards)], indent=2)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    # Each object begins on its own line, after a bracket and those before it.
+    height = text[: text.index("\n  },") + 1].count("\n")
+    rows = [(*event, 0, 2 + index * height) for index, event in enumerate(backwards)]
+    compare("gcloud, an array, newest first", command, [path], truths(rows), "gcloud")
+
+
+def loki_answer(events, command, path):
+    """An answer of the API, newest first in each of three streams, all on one line: ties have no order that
+    lines could tell, so that of each time only one event is taken."""
+    taken = {time: (time, entity, outcome) for time, entity, outcome in events}
+    streams = [{"stream": {"app": "gw", "n": str(n)}, "values": []} for n in range(3)]
+    for index, (time, entity, outcome) in enumerate(list(taken.values())[::-1]):
+        streams[index % 3]["values"].append([str(time * 1000), f"repl={entity} outcome={outcome} n={index}"])
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"status": "success", "data": {"resultType": "streams", "result": streams}}, file)
+    rows = [(*event, 0, 1) for event in taken.values()]
+    compare("loki, an answer of the API", command, [path], truths(rows), "loki")
 
 
 if __name__ == "__main__":
