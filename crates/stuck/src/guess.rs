@@ -7,7 +7,6 @@ use crate::{
         words::Verdict,
     },
     json,
-    record::{Kind, Value},
 };
 
 const TIMES: &[&str] = &[
@@ -256,9 +255,14 @@ impl Sample {
     /// before those of its envelope, higher ones before nested ones. A field that only one line in
     /// twenty has is taken only when no other is there.
     fn best(&self, list: &[&str], fits: impl Fn(&[u8]) -> bool) -> Option<String> {
+        self.best_of(list, |_, value| fits(value))
+    }
+
+    fn best_of(&self, list: &[&str], fits: impl Fn(&str, &[u8]) -> bool) -> Option<String> {
         let rank = |field: &Field| {
             let index = list.iter().position(|name| *name == field.plain)?;
-            let fitting = field.values.iter().filter(|value| fits(value)).count();
+            let fits = |value: &&Vec<u8>| fits(&field.path, value);
+            let fitting = field.values.iter().filter(fits).count();
             if fitting * 2 <= field.values.len() {
                 return None;
             }
@@ -290,9 +294,12 @@ impl Sample {
         })
     }
 
-    /// The field that names the entity.
+    /// The field that names the entity. A journal's own fields about the machine (`_HOSTNAME`, …) name it
+    /// in every line, whoever it is about.
     pub fn entity(&self) -> Option<String> {
-        self.best(ENTITIES, |value| !value.is_empty())
+        self.best_of(ENTITIES, |path, value| {
+            !path.starts_with('_') && !value.is_empty()
+        })
     }
 
     /// The field that holds the outcome in words or as a status.
@@ -318,9 +325,4 @@ impl Sample {
         };
         Some((path("responseflags")?, path("responsecode")?))
     }
-}
-
-/// Whether a value is worth showing as a reason.
-pub fn is_reason(value: Value<'_>) -> bool {
-    !value.bytes.is_empty() && value.kind != Kind::Null
 }

@@ -112,6 +112,10 @@ fn other_shapes_of_the_same() {
             "<134>1 2026-01-01T00:00:00Z lb haproxy 77 - - haproxy[77]: 10.0.0.9:1 [01/Jan/2026:00:00:00.014] web ws/<NOSRV> 0/-1/-1/-1/0 503 212 - - SC-- 1/1/0/0/3 0/0 \"GET / HTTP/1.1\"",
             (1, 1, "haproxy"),
         ),
+        (
+            "Jan  1 00:00:00 lb haproxy[77]: Proxy web started.\nJan  1 00:00:00 lb haproxy[77]: 10.0.0.9:1 [01/Jan/2026:00:00:00.014] web ws/a 0/0/-1/-1/2 503 2 - - sC-- 1/1/0/0/3 0/0 \"GET / HTTP/1.1\"",
+            (1, 1, "haproxy"),
+        ),
         // Istio has more quoted fields.
         (
             "[2026-01-01T00:00:00.014Z] \"GET / HTTP/2\" 200 - via_upstream - \"-\" 0 5 9 8 \"-\" \"curl\" \"id\" \"ws.example.com\" \"10.0.0.1:80\" outbound|80||ws 10.0.0.2:1 10.0.0.3:2 10.0.0.4:3 - default",
@@ -187,6 +191,18 @@ fn other_shapes_of_the_same() {
     };
     let text = "2026-01-01T00:00:00Z a took 2000 ms\nother\n2026-01-01T00:00:01Z a took 20 ms\n";
     assert_eq!(failed(text, &pattern), (1, 2, "pattern".to_owned()));
+}
+
+/// Every line of a journal has the machine's name, which says nothing.
+#[test]
+fn a_journal_of_plain_messages_is_told_apart_by_unit() {
+    let line = r#"{"__REALTIME_TIMESTAMP":"1767225600014878","_HOSTNAME":"m1","_MACHINE_ID":"7","_SYSTEMD_UNIT":"gw.service","PRIORITY":"3","MESSAGE":"no route to it"}"#;
+    let report = report_of_text(&format!("{line}\n{line}\n"), &Query::default()).unwrap();
+    let worst = report.summary.worst();
+    assert_eq!(
+        (worst[0].entity.as_str(), worst[0].reason.as_str()),
+        ("gw.service", "no route to it")
+    );
 }
 
 /// What ingress-nginx and Traefik add to an access log says more than the client's address.

@@ -96,7 +96,10 @@ pub fn access<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
     let time = cursor.until(b']')?;
     cursor.0 = cursor.0.trim_ascii_start();
     let asked = cursor.quoted()?;
-    let status = status(cursor.word()?)?;
+    // Of a client that left before there was one, Traefik writes none.
+    let status = cursor
+        .word()
+        .filter(|word| status(word).is_some() || *word == b"-")?;
     out.put(0, time);
     out.put(1, client);
     out.put(2, user);
@@ -327,8 +330,17 @@ pub const HAPROXY: &[&str] = &[
 ];
 
 /// HAProxy's HTTP and TCP logs, behind a syslog header or not. The time is that of the accept, which
-/// has a year and the fraction of a second; the syslog stamp is taken only when there is none.
+/// has a year and the fraction of a second; the syslog stamp is taken only when there is none. What
+/// HAProxy says of itself (`Proxy web started.`) is neutral.
 pub fn haproxy<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
+    haproxy_session(line, out).or_else(|| {
+        memchr::memmem::find(line, b"haproxy[")?;
+        out.outcome(7, Verdict::Neutral);
+        Some(())
+    })
+}
+
+fn haproxy_session<'a>(line: &'a [u8], out: &mut impl Put<'a>) -> Option<()> {
     let mut header: &[u8] = b"";
     let mut cursor = Cursor(line);
     if let Some(found) = memchr::memmem::find(line, b"haproxy") {
