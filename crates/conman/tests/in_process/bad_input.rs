@@ -165,8 +165,8 @@ async fn bodies_that_cannot_be_taken() {
     422 bad_spec (client): port: must be 1 to 65535
     422 bad_spec (client): port: invalid value: integer `65536`, expected u16
     422 bad_spec (client): port: invalid type: string "80", expected u16
-    422 bad_spec (client): image: "dir:relative" is neither "host" nor "dir:/absolute/path"
-    422 bad_spec (client): image: "dir:/a/../b" is neither "host" nor "dir:/absolute/path"
+    422 bad_spec (client): image: "dir:relative" is neither "host", "dir:/absolute/path" nor "docker:reference"
+    422 bad_spec (client): image: "dir:/a/../b" is neither "host", "dir:/absolute/path" nor "docker:reference"
     422 bad_spec (client): limits.memory_bytes: 1 is outside 4194304 to 17592186044416
     422 bad_spec (client): limits.pids: 1 is outside 2 to 4194304
     422 bad_spec (client): limits.pids: invalid value: integer `-1`, expected u32
