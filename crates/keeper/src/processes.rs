@@ -1,5 +1,7 @@
 //! Processes as `/proc` shows them: who descends from whom.
 
+use std::collections::BTreeSet;
+
 use model::wire::keeper::WireExit;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
@@ -80,10 +82,20 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
 }
 
 /// SIGKILL to every process of a session, whatever process groups its shell has made.
+///
+/// A look at `/proc` misses what is forked meanwhile. But who has a SIGKILL pending forks no more: so once a look finds
+/// nobody that was not sent one, there is nobody left.
 pub(crate) fn kill_session(session: i32) {
-    for process in all() {
-        if process.session == session {
+    let mut sent = BTreeSet::new();
+    loop {
+        let mut members = all();
+        members.retain(|one| one.session == session && !one.zombie && !sent.contains(&one.pid));
+        if members.is_empty() {
+            return;
+        }
+        for process in members {
             signal(process.pid, Signal::KILL);
+            sent.insert(process.pid);
         }
     }
 }

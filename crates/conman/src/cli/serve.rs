@@ -100,6 +100,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
     let mut signals = Signals::new().context("listen to signals")?;
     let store: Arc<dyn Store> = Arc::new(open_store(&node.common)?);
     let stop = CancellationToken::new();
+    let stopping = CancellationToken::new();
     let mut roles = tokio::task::JoinSet::new();
     let mut known = Roles::default();
     if let Some(listen) = node.listen {
@@ -113,12 +114,14 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         roles.spawn(host_role(&node.common, host, &store, registration, &stop)?);
     }
     if let Some(manager) = &manager {
-        tokio::spawn(service::inform(manager.clone(), known));
+        let stopping = stopping.clone();
+        tokio::spawn(service::inform(manager.clone(), known, stopping));
     }
     tokio::select! {
         wanted = signals.next() => {
             if let Some(manager) = &manager {
                 manager.tell(&Word::Stopping);
+                stopping.cancel();
             }
             if let (Wanted::Drain, Some(host)) = (wanted, &node.host) {
                 tokio::select! {

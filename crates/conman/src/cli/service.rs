@@ -21,6 +21,7 @@ use keeper::manager::{Manager, Word};
 use model::id::Incarnation;
 use model::wire::node::HostStatus;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::node::{self, Address};
 
@@ -37,7 +38,7 @@ pub(super) struct Roles {
 }
 
 /// Keeps the manager informed, for as long as the node runs.
-pub(super) async fn inform(manager: Arc<Manager>, mut roles: Roles) {
+pub(super) async fn inform(manager: Arc<Manager>, mut roles: Roles, stopping: CancellationToken) {
     if let Some((_, registration)) = &mut roles.host
         && registration.wait_for(Option::is_some).await.is_err()
     {
@@ -46,11 +47,26 @@ pub(super) async fn inform(manager: Arc<Manager>, mut roles: Roles) {
     }
     manager.tell(&Word::Ready);
     let every = manager.beat_every().unwrap_or(STATUS_EVERY);
+    tokio::select! {
+        () = watch_over(&manager, &roles, every) => {}
+        () = stopping.cancelled() => {}
+    }
+    // What stops closes its sockets before it has ended, and is busy meanwhile: how long that may take is up to the
+    // manager's own time to stop, and a watchdog that cut a drain short would lose what it is for.
+    let mut beats = tokio::time::interval(every);
+    loop {
+        beats.tick().await;
+        manager.tell(&Word::Alive);
+    }
+}
+
+/// Gives signs of life, as long as every role answers.
+async fn watch_over(manager: &Manager, roles: &Roles, every: Duration) {
     let mut beats = tokio::time::interval(every);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
-        match tokio::time::timeout(every, pulse(&roles)).await {
+        match tokio::time::timeout(every, pulse(roles)).await {
             Ok(Ok(status)) => {
                 manager.tell(&Word::Alive);
                 manager.tell(&Word::Status(&status));
