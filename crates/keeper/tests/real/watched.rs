@@ -209,7 +209,8 @@ fn a_guard_that_is_killed_is_replaced() {
     host.await_keepers_end();
 }
 
-/// The keeper's child that leads a session of its own.
+/// The keeper's child that leads a session of its own. Read from `/proc`: where the keeper's own session was begun
+/// outside the tests' PID namespace its number is 0, which `rustix::process::getsid` takes for no answer at all.
 fn guard_of(host: &Host) -> Option<Pid> {
     let keeper = host.keeper_pid();
     let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
@@ -217,5 +218,12 @@ fn guard_of(host: &Host) -> Option<Pid> {
     let mut pids = children
         .split_whitespace()
         .filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-    pids.find(|pid| rustix::process::getsid(Some(*pid)) == Ok(*pid))
+    pids.find(|pid| session_of(*pid) == Some(pid.as_raw_pid()))
+}
+
+/// The sixth field of `/proc/PID/stat`, the name in it aside.
+fn session_of(pid: Pid) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(3)?.parse().ok()
 }
