@@ -20,7 +20,7 @@ release: ## build conman
 
 .PHONY: test
 test: lint ## everything that a change must pass
-	scripts/docker-engine run cargo nextest run --workspace --locked
+	scripts/docker-engine run scripts/etcd run cargo nextest run --workspace --locked
 	scripts/differential-stuck --short
 
 .PHONY: lint

@@ -73,6 +73,28 @@ pub const REROUTE_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long a gateway waits for a read of the store before it holds the store to be unreachable.
 pub const RESOLVE_MAX: Duration = Duration::from_secs(2);
 
+/// How long a request to an endpoint of the store has no answer before a copy goes to another, if it may have copies, and
+/// before new requests go to another in any case.
+pub const STORE_HEDGE_AFTER: Duration = Duration::from_millis(200);
+
+/// How long a connection to an endpoint of the store may take to be made.
+pub const STORE_CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// How long a request to the store may take with all its copies.
+pub const STORE_REQUEST_MAX: Duration = Duration::from_secs(5);
+
+/// How long to wait where no endpoint of the store answers, before all are tried again.
+pub const STORE_RETRY: Duration = Duration::from_millis(200);
+
+/// How long every call must have failed before the store counts as unreachable.
+pub const STORE_UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
+
+/// How often a watch asks for a sign of life.
+pub const WATCH_PING_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a watch hears nothing before it goes elsewhere.
+pub const WATCH_SILENCE_MAX: Duration = Duration::from_millis(1_500);
+
 /// [`Timing::port_ready`] of every profile.
 pub const PORT_READY_MAX: Duration = Duration::from_secs(10);
 
@@ -129,6 +151,10 @@ const _: () = assert!(REROUTE_PAUSE_MIN.as_millis() < REROUTE_PAUSE_MAX.as_milli
 // Within its patience a session must be able to see a store fail and come back.
 const _: () =
     assert!(RESOLVE_MAX.as_millis() * 3 + REROUTE_PAUSE_MAX.as_millis() < PARK_MAX.as_millis());
+// The next renewal goes to another endpoint than one that is silent, and there is time for it.
+const _: () = assert!(STORE_HEDGE_AFTER.as_millis() * 2 < FAST.renew.as_millis());
+// Two signs of life may be late.
+const _: () = assert!(WATCH_PING_EVERY.as_millis() * 3 <= WATCH_SILENCE_MAX.as_millis());
 const _: () = assert!(PORT_READY_MAX.as_millis() < PARK_MAX.as_millis());
 const _: () = assert!(DESTROY_GRACE.as_millis() < PREEMPTION_NOTICE.as_millis());
 // The phases of a drain fit into the shortest notice, each with its own end, whichever of them hangs.

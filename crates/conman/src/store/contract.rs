@@ -18,7 +18,8 @@ struct Fixture {
     near: Arc<dyn Store>,
     far: Arc<dyn Store>,
     compact: Box<dyn Fn(Revision) -> BoxFuture<'static, ()> + Send + Sync>,
-    _files: Option<tempfile::TempDir>,
+    /// What must be there for as long as the store is.
+    _held: Option<Box<dyn std::any::Any>>,
 }
 
 fn memory() -> Fixture {
@@ -31,7 +32,7 @@ fn memory() -> Fixture {
             compacted.compact(oldest);
             Box::pin(future::ready(()))
         }),
-        _files: None,
+        _held: None,
     }
 }
 
@@ -47,8 +48,23 @@ fn sqlite() -> Fixture {
             let store = compacted.clone();
             Box::pin(async move { store.compact(oldest).await.unwrap() })
         }),
-        _files: Some(files),
+        _held: Some(Box::new(files)),
     }
+}
+
+async fn etcd() -> Option<Fixture> {
+    let shared = etcd::tests::Shared::take().await?;
+    let compacted = shared.another();
+    Some(Fixture {
+        near: Arc::new(shared.another()),
+        far: Arc::new(shared.another()),
+        compact: Box::new(move |oldest| {
+            let store = compacted.clone();
+            // etcd's history is cut behind the revision that it is told.
+            Box::pin(async move { store.compact(Revision(oldest.0 - 1)).await })
+        }),
+        _held: Some(Box::new(shared)),
+    })
 }
 
 macro_rules! contract {
@@ -58,6 +74,13 @@ macro_rules! contract {
         }
         mod on_memory {
             $(#[tokio::test] async fn $rule() { super::$rule(super::memory()).await; })*
+        }
+        mod on_etcd {
+            $(#[tokio::test] async fn $rule() {
+                if let Some(store) = super::etcd().await {
+                    super::$rule(store).await;
+                }
+            })*
         }
     };
 }
@@ -70,6 +93,8 @@ contract!(
     writes_one_transaction_at_one_revision,
     spends_no_revision_on_nothing,
     refuses_a_key_written_twice,
+    takes_what_is_allowed_and_refuses_more,
+    ranges_over_many_pages,
     ranges_by_prefix_in_order,
     never_loses_an_increment,
     lets_one_claimer_win,
@@ -248,6 +273,54 @@ async fn refuses_a_key_written_twice(store: Fixture) {
         Err(StoreError::Fatal(_))
     ));
     assert_eq!(store.near.range("").await.unwrap().revision, Revision(0));
+}
+
+async fn takes_what_is_allowed_and_refuses_more(store: Fixture) {
+    let keys: Vec<_> = (0..TXN_OPERATIONS_MAX)
+        .map(|key| format!("/r/{key:03}"))
+        .collect();
+    let absent = || {
+        keys.iter()
+            .map(|key| when(key, Target::Modified, 0))
+            .collect::<Vec<_>>()
+    };
+    let puts: Vec<_> = keys.iter().map(|key| put(key, "1")).collect();
+    assert_eq!(commit(&store.near, absent(), puts.clone()).await, 1);
+    let current = reject(&store.far, absent(), puts.clone()).await;
+    assert!(current.iter().all(Option::is_some));
+    let refused = async |txn| match store.near.txn(txn).await {
+        Err(StoreError::Fatal(why)) => why,
+        other => panic!("not refused: {other:?}"),
+    };
+    let one_more = Txn {
+        compares: vec![],
+        operations: [puts, vec![put("/r/more", "1")]].concat(),
+    };
+    assert_eq!(
+        refused(one_more).await,
+        "a transaction has 0 compares and 129 operations, and may have 128"
+    );
+    let value = "v".repeat(TXN_BYTES_MAX - "/s/a".len());
+    commit(&store.near, vec![], vec![put("/s/a", &value)]).await;
+    let read = store.far.get("/s/a").await.unwrap().unwrap();
+    assert_eq!(read.value.len(), value.len());
+    let larger = Txn {
+        compares: vec![],
+        operations: vec![put("/s/b", &value), delete("/s/c")],
+    };
+    assert!(refused(larger).await.contains("bytes, and may have"));
+}
+
+async fn ranges_over_many_pages(store: Fixture) {
+    let keys: Vec<_> = (0..2_001).map(|key| format!("/r/{key:05}")).collect();
+    for batch in keys.chunks(TXN_OPERATIONS_MAX) {
+        let puts = batch.iter().map(|key| put(key, "v")).collect();
+        commit(&store.near, vec![], puts).await;
+    }
+    let range = store.far.range("/r/").await.unwrap();
+    let found: Vec<_> = range.items.iter().map(|item| &item.key).collect();
+    assert!(found.iter().copied().eq(keys.iter()));
+    assert_eq!(range.revision, Revision(16));
 }
 
 async fn ranges_by_prefix_in_order(store: Fixture) {
