@@ -49,6 +49,9 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Run a host's keeper: the parent of its containers, which holds its deadline
     Keeper(keeper::KeeperArgs),
+    /// Runs a program that ends with the supervisor that has started it
+    #[command(hide = true)]
+    Tied(TiedArgs),
     /// Create, reach and end repls
     Repl {
         #[command(flatten)]
@@ -130,6 +133,28 @@ impl TieArgs {
         let is_there = getppid().is_some_and(|pid| u32::try_from(pid.as_raw_pid()) == Ok(parent));
         anyhow::ensure!(is_there, "the supervisor has ended");
         Ok(())
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct TiedArgs {
+    #[command(flatten)]
+    tie: TieArgs,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+    program: Vec<std::ffi::OsString>,
+}
+
+impl TiedArgs {
+    /// The tie outlives the change of program.
+    fn run(&self) -> anyhow::Result<Exit> {
+        use std::os::unix::process::CommandExt;
+        self.tie.tie()?;
+        let Some((program, arguments)) = self.program.split_first() else {
+            return Ok(Exit::Usage);
+        };
+        let error = std::process::Command::new(program).args(arguments).exec();
+        Err(anyhow::Error::from(error).context(format!("run {}", program.display())))
     }
 }
 
@@ -225,6 +250,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
             let node = config::Node::resolve(args.node, args.common, &file, &surroundings)?;
             serve::run(node, member)
         }
+        Command::Tied(args) => args.run(),
         Command::Keeper(args) => keeper::run(args, &surroundings),
         Command::Repl { api, command } => client_runtime()?.block_on(repl::run(api, command)),
         Command::Host { api, command } => client_runtime()?.block_on(host::run(api, command)),

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::exit::{CannotStart, Exit};
 use super::service::{self, Roles};
@@ -26,6 +27,8 @@ use crate::gateway::{self, GatewayMetrics, Preemptor};
 use crate::host::{self, HostMetrics};
 use crate::runtime::{self, Kept, RuntimeOptions};
 use crate::store::Store;
+use crate::store::etcd::Etcd;
+use crate::store::reach::Reached;
 use crate::store::sqlite::Sqlite;
 
 /// `<repl>.localhost` leads to a repl: browsers take every name below it for this machine.
@@ -43,14 +46,24 @@ pub(super) fn runtime_options(common: &Common, host: &config::Host) -> RuntimeOp
     }
 }
 
-/// Opens the store, and its directory if that is not there.
-pub(super) fn open_store(common: &Common) -> Result<Sqlite, CannotStart> {
+/// Opens the store, and its directory if that is not there. Must be called within tokio.
+pub(super) fn open_store(common: &Common) -> Result<Reached, CannotStart> {
     let cannot = |text: String| CannotStart(format!("open the store: {text}"));
-    if let Some(directory) = common.store.parent() {
-        std::fs::create_dir_all(directory)
-            .map_err(|error| cannot(format!("{}: {error}", directory.display())))?;
-    }
-    Sqlite::open(&common.store).map_err(|error| cannot(error.to_string()))
+    let store: Arc<dyn Store> = match &common.store {
+        config::Store::Sqlite(file) => {
+            if let Some(directory) = file.parent() {
+                std::fs::create_dir_all(directory)
+                    .map_err(|error| cannot(format!("{}: {error}", directory.display())))?;
+            }
+            Arc::new(Sqlite::open(file).map_err(|error| cannot(error.to_string()))?)
+        }
+        config::Store::Etcd(Some(options)) => {
+            Arc::new(Etcd::open(options.clone()).map_err(|error| cannot(error.to_string()))?)
+        }
+        // Said with the key's name where the configuration is checked.
+        config::Store::Etcd(None) => return Err(cannot("no endpoints are given".to_owned())),
+    };
+    Ok(Reached::new(store))
 }
 
 /// As many open files as this process may have: every session and every container needs some.
@@ -98,7 +111,11 @@ pub(super) fn run(node: config::Node, member: Membership) -> anyhow::Result<Exit
 
 async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Result<Exit> {
     let mut signals = Signals::new().context("listen to signals")?;
-    let store: Arc<dyn Store> = Arc::new(open_store(&node.common)?);
+    let state = &node.common.state;
+    std::fs::create_dir_all(state)
+        .map_err(|error| CannotStart(format!("make {}: {error}", state.display())))?;
+    let store = open_store(&node.common)?;
+    let _watched = watch_over(&store);
     let stop = CancellationToken::new();
     let stopping = CancellationToken::new();
     let mut roles = tokio::task::JoinSet::new();
@@ -146,16 +163,23 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
     Ok(Exit::Done)
 }
 
+/// Has the store's state known also where nobody asks it anything, until what comes back is dropped.
+pub(super) fn watch_over(store: &Reached) -> AbortOnDropHandle<()> {
+    let store = store.clone();
+    AbortOnDropHandle::new(tokio::spawn(async move { store.watch_over().await }))
+}
+
 fn host_role(
     common: &Common,
     host: &config::Host,
-    store: &Arc<dyn Store>,
+    store: &Reached,
     registration: watch::Sender<Option<Incarnation>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let runtime = open_runtime(common, &runtime_options(common, host))?;
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);
+    store.register(&mut registry);
     let config = host::Config {
         host: host.name.clone(),
         address: host.address.clone(),
@@ -167,7 +191,7 @@ fn host_role(
     };
     Ok(host::serve(
         config,
-        store.clone(),
+        Arc::new(store.clone()),
         Arc::new(runtime),
         metrics,
         rendering(registry),
@@ -180,13 +204,14 @@ fn host_role(
 pub(super) fn gateway_role(
     common: &Common,
     listener: TcpListener,
-    store: &Arc<dyn Store>,
+    store: &Reached,
     preemptor: Option<Arc<dyn Preemptor>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let listener = tokio::net::TcpListener::from_std(listener).context("listen")?;
     let mut registry = Registry::default();
     let metrics = GatewayMetrics::register(&mut registry);
+    store.register(&mut registry);
     let config = gateway::Config {
         domain: DOMAIN.to_owned(),
         park: PARK_MAX,
@@ -195,7 +220,7 @@ pub(super) fn gateway_role(
     };
     Ok(gateway::serve(
         config,
-        store.clone(),
+        Arc::new(store.clone()),
         listener,
         metrics,
         rendering(registry),

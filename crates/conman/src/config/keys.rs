@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::store::{StoreKey, UrlList};
 use super::{LogFormat, Profile, RuntimeKind};
 use crate::runtime::docker::Pull;
 
@@ -45,7 +46,14 @@ macro_rules! file {
 
 file! {
     state: PathBuf,
-    store: PathBuf,
+    store: StoreKey,
+    store_endpoints: UrlList,
+    store_prefix: String,
+    store_user: String,
+    store_password_file: PathBuf,
+    store_ca: PathBuf,
+    store_certificate: PathBuf,
+    store_key: PathBuf,
     workspaces: PathBuf,
     runtime: RuntimeKind,
     image: String,
@@ -78,8 +86,22 @@ keys! {
     CommonKeys {
         /// Where everything of this machine is kept [default: conman in the XDG state directory]
         state: PathBuf = "CONMAN_STATE", "DIR";
-        /// The store's SQLite file [default: store.db in the state directory]
-        store: PathBuf = "CONMAN_STORE", "FILE";
+        /// Where the store is: sqlite, etcd, or the path of an SQLite file [default: store.db in the state directory]
+        store: StoreKey = "CONMAN_STORE", "KIND";
+        /// Where etcd's members are, with commas, as in https://10.0.0.1:2379
+        store_endpoints: UrlList = "CONMAN_STORE_ENDPOINTS", "URLS";
+        /// What the keys of this fleet begin with in etcd [default: /conman]
+        store_prefix: String = "CONMAN_STORE_PREFIX", "PREFIX";
+        /// Who conman is to etcd
+        store_user: String = "CONMAN_STORE_USER", "NAME";
+        /// The file with that user's password in its first line
+        store_password_file: PathBuf = "CONMAN_STORE_PASSWORD_FILE", "FILE";
+        /// The certificate of who signs those of etcd's members, in PEM
+        store_ca: PathBuf = "CONMAN_STORE_CA", "FILE";
+        /// Our own certificate to show to etcd, in PEM
+        store_certificate: PathBuf = "CONMAN_STORE_CERTIFICATE", "FILE";
+        /// Its key, in PEM
+        store_key: PathBuf = "CONMAN_STORE_KEY", "FILE";
         /// Where the repls' workspaces are [default: workspaces in the state directory]
         workspaces: PathBuf = "CONMAN_WORKSPACES", "DIR";
         /// What makes containers: native, Docker's engine, or nothing at all (process: no isolation, no root) [default: native]

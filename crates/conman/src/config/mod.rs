@@ -11,7 +11,9 @@
 mod docker;
 mod keeper;
 mod keys;
+mod kinds;
 mod notices;
+mod store;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::ParseIntError;
@@ -19,89 +21,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::id::{HostId, NameError};
-use model::timing::{DRAIN_RESERVE, FAST, PATIENT, PREEMPTION_NOTICE, Timing};
-use serde::Deserialize;
+use model::timing::{DRAIN_RESERVE, PREEMPTION_NOTICE};
 
 pub use self::keeper::{Keeper, KeeperKeys};
 pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
+pub use self::kinds::{LogFormat, Profile, RuntimeKind};
 use self::notices::NoticeKeys;
+pub use self::store::{Store, StoreKey, UrlList};
 use crate::host::{Drains, Notices};
 use crate::node::{Address, BadAddress};
 use crate::runtime::docker::DockerOptions;
-
-/// What makes containers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuntimeKind {
-    /// Namespaces, overlayfs, cgroups; needs root.
-    #[default]
-    Native,
-    /// Docker's engine; needs root.
-    Docker,
-    /// Plain processes without any isolation.
-    Process,
-}
-
-impl RuntimeKind {
-    /// As it is written in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            RuntimeKind::Native => "native",
-            RuntimeKind::Docker => "docker",
-            RuntimeKind::Process => "process",
-        }
-    }
-}
-
-/// The lease timings, by name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// A lost host's repls are free after three and a half seconds.
-    #[default]
-    Fast,
-    /// Lives through half a minute without the store.
-    Patient,
-}
-
-impl Profile {
-    /// As it is written in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Profile::Fast => "fast",
-            Profile::Patient => "patient",
-        }
-    }
-
-    /// The timings themselves.
-    pub const fn timing(self) -> Timing {
-        match self {
-            Profile::Fast => FAST,
-            Profile::Patient => PATIENT,
-        }
-    }
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-impl LogFormat {
-    /// As it is written in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        }
-    }
-}
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -189,8 +118,8 @@ pub fn check_variables(names: impl Iterator<Item = String>) -> Result<(), Config
 pub struct Common {
     /// Where everything of this machine is kept, absolute.
     pub state: PathBuf,
-    /// The store's file.
-    pub store: PathBuf,
+    /// Where the store is.
+    pub store: Store,
     /// Where the repls' workspaces are, absolute.
     pub workspaces: PathBuf,
     /// What makes containers.
@@ -379,8 +308,18 @@ impl Common {
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
             return Err(bad("log", format!("{log:?} is no filter: {error}")));
         }
+        let store = store::Keys {
+            store: keys.store,
+            endpoints: keys.store_endpoints,
+            prefix: keys.store_prefix,
+            user: keys.store_user,
+            password_file: keys.store_password_file,
+            ca: keys.store_ca,
+            certificate: keys.store_certificate,
+            key: keys.store_key,
+        };
         Ok(Self {
-            store: below("store", keys.store, "store.db")?,
+            store: store.resolve(file.store.as_ref(), &state)?,
             workspaces: below("workspaces", keys.workspaces, "workspaces")?,
             session_log: below("session_log", keys.session_log, "sessions.ndjson")?,
             state,
@@ -454,6 +393,13 @@ impl Up {
         let keys = keys.or(file);
         let common = Common::resolve(common, file, surroundings)?;
         common.check_sockets(&host_name(u32::MAX))?;
+        if let Store::Etcd(Some(_)) = common.store {
+            // It would clear what other machines' hosts have in there.
+            return Err(bad(
+                "store_endpoints",
+                "`conman up` has an etcd of its own; the hosts of a fleet are `conman serve`",
+            ));
+        }
         let hosts = between("hosts", keys.hosts.unwrap_or(3), 1, 64)?;
         Ok(Self {
             common,
@@ -478,6 +424,12 @@ impl Node {
     ) -> Result<Self, ConfigError> {
         let keys = keys.or(file);
         let common = Common::resolve(common, file, surroundings)?;
+        if common.store == Store::Etcd(None) {
+            return Err(bad(
+                "store_endpoints",
+                "must be given where the store is etcd, as in https://10.0.0.1:2379",
+            ));
+        }
         let listen = keys.listen.as_deref().map(listen_address).transpose()?;
         let notices = NoticeKeys {
             google: keys.notice_google,

@@ -24,7 +24,8 @@ fn the_defaults_are_a_fleet_of_three() {
     let up = up_from("").unwrap();
     assert_eq!((up.hosts, up.listen, up.restart), (3, LISTEN, true));
     assert_eq!(up.common.state, Path::new("/home/ann/.local/state/conman"));
-    assert_eq!(up.common.store, up.common.state.join("store.db"));
+    let file = up.common.state.join("store.db");
+    assert_eq!(up.common.store, Store::Sqlite(file));
     assert_eq!(up.common.runtime, RuntimeKind::Native);
     assert!(up.common.profile.timing().is_safe());
 }

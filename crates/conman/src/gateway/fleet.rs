@@ -26,10 +26,14 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Reads the hosts once, and follows them from then on.
+    /// Reads the hosts once, and follows them from then on. Where the store is away there are none until it is back.
     pub(super) async fn follow(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let (sender, hosts) = watch::channel(Hosts::default());
-        let from = read(&*store, &sender).await?;
+        let from = match read(&*store, &sender).await {
+            Ok(from) => Some(from),
+            Err(error @ StoreError::Fatal(_)) => return Err(error),
+            Err(_) => None,
+        };
         let follower = tokio::spawn(follow(store, sender, from));
         Ok(Arc::new(Self {
             hosts,
@@ -76,26 +80,29 @@ async fn read(store: &dyn Store, sender: &watch::Sender<Hosts>) -> Result<Revisi
     Ok(Revision(range.revision.0 + 1))
 }
 
-async fn follow(store: Arc<dyn Store>, sender: watch::Sender<Hosts>, mut from: Revision) {
+async fn follow(store: Arc<dyn Store>, sender: watch::Sender<Hosts>, mut from: Option<Revision>) {
     loop {
-        let mut changes = store.watch(keys::HOSTS, from);
-        while let Some(Ok(batch)) = changes.next().await {
-            sender.send_modify(|hosts| {
-                let hosts = Arc::make_mut(hosts);
-                for change in &batch {
-                    apply(hosts, change);
-                }
-            });
-            if let Some(last) = batch.last() {
-                from = Revision(last.revision().0 + 1);
+        if let Some(first) = from {
+            let mut changes = store.watch(keys::HOSTS, first);
+            while let Some(Ok(batch)) = changes.next().await {
+                sender.send_modify(|hosts| {
+                    let hosts = Arc::make_mut(hosts);
+                    for change in &batch {
+                        apply(hosts, change);
+                    }
+                });
             }
         }
         // The history is gone, or the store: what is there now tells the rest.
         tokio::time::sleep(WATCH_RETRY).await;
-        match read(&*store, &sender).await {
-            Ok(next) => from = next,
-            Err(error) => tracing::info!(%error, "read the hosts"),
-        }
+        from = match read(&*store, &sender).await {
+            Ok(next) => Some(next),
+            Err(error) => {
+                // A store that is away says so itself, once.
+                tracing::debug!(%error, "read the hosts");
+                None
+            }
+        };
     }
 }
 

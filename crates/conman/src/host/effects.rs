@@ -208,7 +208,7 @@ impl Effects {
                 LeaseEvent::Joined { incarnation, sent }
             }
             Err(error) => {
-                tracing::warn!(%error, "register");
+                said(&error, "register");
                 tokio::time::sleep(STORE_RETRY).await;
                 LeaseEvent::JoinFailed
             }
@@ -231,12 +231,12 @@ impl Effects {
             Ok(Ok(TxnOutcome::Rejected { .. })) => LeaseEvent::RenewRejected,
             Ok(Err(error)) => {
                 self.metrics.renewals_failed.inc();
-                tracing::info!(%error, "renew");
+                said(&error, "renew");
                 LeaseEvent::RenewFailed
             }
             Err(_) => {
                 self.metrics.renewals_failed.inc();
-                tracing::info!("renew: no answer in time");
+                tracing::debug!("renew: no answer in time");
                 LeaseEvent::RenewFailed
             }
         };
@@ -262,7 +262,7 @@ impl Effects {
                     });
                 }
                 Err(error) => {
-                    tracing::info!(%error, "read the claims");
+                    said(&error, "read the claims");
                     tokio::time::sleep(STORE_RETRY).await;
                 }
             }
@@ -289,7 +289,7 @@ impl Effects {
                 }
                 Err(StoreError::Fatal(why)) => return tracing::warn!(why, "say draining"),
                 Err(error) => {
-                    tracing::info!(%error, "say draining");
+                    said(&error, "say draining");
                     tokio::time::sleep(STORE_RETRY).await;
                 }
             }
@@ -298,6 +298,14 @@ impl Effects {
             .handle
             .events
             .send(model::wire::node::NodeEvent::Draining { draining });
+    }
+}
+
+/// Logs a failure of the store that is tried again. One that is unreachable says so itself, once.
+fn said(error: &StoreError, what: &'static str) {
+    match error {
+        StoreError::Unavailable(_) | StoreError::Ambiguous(_) => tracing::debug!(%error, what),
+        StoreError::Compacted { .. } | StoreError::Fatal(_) => tracing::warn!(%error, what),
     }
 }
 

@@ -15,6 +15,7 @@ mod contract;
 mod differential;
 pub mod etcd;
 pub mod memory;
+pub mod reach;
 #[cfg(test)]
 mod relative;
 pub mod sqlite;

@@ -4,8 +4,10 @@
 
 mod commands;
 mod docker;
+
 #[path = "../docker_engine/mod.rs"]
 mod docker_engine;
+mod etcd;
 mod harness;
 mod lives;
 mod refusals;

@@ -1,7 +1,7 @@
 //! `conman up`: a whole fleet on this machine.
 //!
 //! ```text
-//! lock the state ─► take the port ─► open the store ─► clean what an earlier run left
+//! lock the state ─► take the port ─► (start etcd) ─► open the store ─► clean what an earlier run left
 //!      ─► start keepers and conmans ─► gateway ─► `ready URL` ─► supervise ─► kill all ─► clean
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! children with their parent, and the containers with their keepers.
 
 mod backoff;
+mod etcd;
 mod fleet;
 mod lock;
 pub(super) mod node_client;
@@ -28,21 +29,24 @@ use futures_util::future::BoxFuture;
 use model::api::{Refusal, RefusalCode};
 use model::id::{HostId, Incarnation, Revision};
 use model::keys;
+use model::timing::STORE_RETRY;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::etcd::Etcd;
 use self::fleet::{Fleet, Order};
 use self::lock::StateLock;
 pub(super) use self::lock::join_members;
 use super::exit::{CannotStart, Exit};
-use super::serve::{gateway_role, listen_on, open_store, raise_open_files, runtime_options};
-use crate::config::{Common, Host, RuntimeKind, Up, host_name};
+use super::serve::{
+    gateway_role, listen_on, open_store, raise_open_files, runtime_options, watch_over,
+};
+use crate::config::{self, Common, Host, RuntimeKind, Up, host_name};
 use crate::gateway::Preemptor;
 use crate::host::Notices;
 use crate::node::Address;
 use crate::runtime;
-use crate::store::sqlite::Sqlite;
 use crate::store::{Change, Store, StoreError};
 
 /// How long the processes of an earlier run may take to die.
@@ -58,10 +62,10 @@ pub(super) fn run(up: Up) -> anyhow::Result<Exit> {
         .build()
         .context("start tokio")?;
     // On the main thread, which ends last: the children's death signal hangs on it.
-    runtime.block_on(supervise(Arc::new(up)))
+    runtime.block_on(supervise(up))
 }
 
-async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
+async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     // First of all, so that no signal finds a half-made fleet without anybody to end it.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -81,16 +85,32 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
     wait_for_earlier(&up.common.state).await?;
     let listener = listen_on(up.listen)?;
     let address = listener.local_addr().context("look at the listener")?;
+    let mut etcd = match up.common.store {
+        config::Store::Etcd(_) => Some(Etcd::start(&up.common.state, up.restart)?),
+        config::Store::Sqlite(_) => None,
+    };
+    if let Some(etcd) = &etcd {
+        up.common.store = config::Store::Etcd(Some(etcd.options()));
+    }
+    let up = Arc::new(up);
     let store = open_store(&up.common)?;
-    clean(&up.common, &store).await?;
+    let _watched = watch_over(&store);
+    tokio::select! {
+        cleaned = clean_when_there(&up.common, &store) => cleaned?,
+        () = members(&mut etcd) => {}
+        signal = &mut asked => {
+            tracing::info!(signal, "ending");
+            stop_members(etcd).await;
+            return Ok(Exit::Done);
+        }
+    }
 
     let mut fleet =
         Fleet::start(up.clone()).map_err(|error| CannotStart(format!("start a host: {error}")))?;
     let (orders, mut ordered) = mpsc::channel(16);
     let stop = CancellationToken::new();
-    let shared: Arc<dyn Store> = Arc::new(store.clone());
     let drills = Arc::new(Drills { orders });
-    let gateway = gateway_role(&up.common, listener, &shared, Some(drills), &stop)?;
+    let gateway = gateway_role(&up.common, listener, &store, Some(drills), &stop)?;
     let mut gateway = tokio::spawn(gateway);
     let outcome = tokio::select! {
         signal = &mut asked => {
@@ -98,6 +118,7 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
             Ok(())
         }
         () = fleet.run(&mut ordered) => Ok(()),
+        () = members(&mut etcd) => Ok(()),
         ended = &mut gateway => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("the gateway ended")),
             Ok(Err(error)) => Err(error.context("run the gateway")),
@@ -118,6 +139,7 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
     .await
     .context("clean up")?;
     retire_all(&store).await.context("retire the hosts")?;
+    stop_members(etcd).await;
     if !gateway.is_finished() {
         // It has had longer than it takes; what it still has are sessions that do not end.
         gateway.abort();
@@ -126,8 +148,36 @@ async fn supervise(up: Arc<Up>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Keeps the members of an own etcd alive. Does not return.
+async fn members(etcd: &mut Option<Etcd>) {
+    match etcd {
+        Some(etcd) => etcd.run().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn stop_members(etcd: Option<Etcd>) {
+    if let Some(etcd) = etcd {
+        etcd.stop().await;
+    }
+}
+
+/// [`clean`], as soon as a store that has just been started answers.
+async fn clean_when_there(common: &Common, store: &dyn Store) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + READY_MAX;
+    loop {
+        match store.range(keys::HOSTS).await {
+            Ok(_) => return clean(common, store).await,
+            Err(StoreError::Unavailable(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(STORE_RETRY).await;
+            }
+            Err(error) => return Err(CannotStart(format!("read the store: {error}")).into()),
+        }
+    }
+}
+
 /// Says that sessions are accepted, once they are. Returns only with a reason why they will not be.
-async fn say_ready(store: &Sqlite, up: &Up, address: SocketAddr) -> anyhow::Error {
+async fn say_ready(store: &dyn Store, up: &Up, address: SocketAddr) -> anyhow::Error {
     let ready = async {
         match tokio::time::timeout(READY_MAX, all_registered(store, up.hosts)).await {
             Ok(registered) => registered?,
@@ -203,7 +253,7 @@ async fn wait_for_earlier(state: &Path) -> Result<(), CannotStart> {
 
 /// Removes everything that an earlier run on this state directory left, however it ended. Nothing of it
 /// lives: its processes are waited for before this.
-async fn clean(common: &Common, store: &Sqlite) -> anyhow::Result<()> {
+async fn clean(common: &Common, store: &dyn Store) -> anyhow::Result<()> {
     let mut hosts: BTreeSet<HostId> = retire_all(store).await.context("clean the store")?;
     for directory in ["overlay", "run"] {
         let entries = match std::fs::read_dir(common.state.join(directory)) {
@@ -262,7 +312,7 @@ fn remove(directory: &Path) {
 
 /// Gives up every registration on behalf of hosts that are dead with all of their containers, which frees
 /// all repls at once instead of after a steal. Returns whose.
-async fn retire_all(store: &Sqlite) -> Result<BTreeSet<HostId>, StoreError> {
+async fn retire_all(store: &dyn Store) -> Result<BTreeSet<HostId>, StoreError> {
     let mut retired = BTreeSet::new();
     for item in store.range(keys::HOSTS).await?.items {
         let Some(host) = item
@@ -281,7 +331,7 @@ async fn retire_all(store: &Sqlite) -> Result<BTreeSet<HostId>, StoreError> {
 }
 
 /// Returns when the first `count` hosts of the fleet are registered.
-async fn all_registered(store: &Sqlite, count: u16) -> anyhow::Result<()> {
+async fn all_registered(store: &dyn Store, count: u16) -> anyhow::Result<()> {
     let mut missing: BTreeSet<_> = (1..=u32::from(count))
         .map(|number| keys::host(&host_name(number)))
         .collect();

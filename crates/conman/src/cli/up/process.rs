@@ -9,7 +9,7 @@ use model::id::HostId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{Child, Command};
 
-use crate::config::Common;
+use crate::config::{Common, Store};
 use crate::node::Address;
 
 /// What a process of a host is.
@@ -60,27 +60,36 @@ impl Ending {
 /// Starts a process of a host. Must be called on the thread that lives as long as the supervisor: the
 /// death signal comes at the end of the thread that started the process.
 pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(Process, Ending)> {
-    // The very file that runs now, also after an upgrade has replaced its name.
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("conman");
+    let mut command = ourselves(match role {
+        Role::Keeper => "keeper",
+        Role::Conman => "serve",
+    });
     let path = |path: &std::path::Path| path.as_os_str().to_owned();
     match role {
         Role::Keeper => {
-            command
-                .arg("keeper")
-                .arg("--socket")
-                .arg(common.keeper_socket(host));
+            command.arg("--socket").arg(common.keeper_socket(host));
             command.arg("--state").arg(path(&common.state));
         }
         Role::Conman => {
-            command.arg("serve");
             let address = Address::Unix(common.host_socket(host)).to_string();
             command.arg("--host-address").arg(address);
             command
                 .arg("--keeper-socket")
                 .arg(common.keeper_socket(host));
             command.arg("--state").arg(path(&common.state));
-            command.arg("--store").arg(path(&common.store));
+            match &common.store {
+                Store::Sqlite(file) => {
+                    command.arg("--store").arg(path(file));
+                }
+                Store::Etcd(options) => {
+                    command.args(["--store", "etcd"]);
+                    if let Some(options) = options {
+                        let endpoints = options.endpoints.join(",");
+                        command.arg("--store-endpoints").arg(endpoints);
+                        command.arg("--store-prefix").arg(&options.prefix);
+                    }
+                }
+            }
             command.arg("--workspaces").arg(path(&common.workspaces));
             command.arg("--session-log").arg(path(&common.session_log));
             command
@@ -117,6 +126,14 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
     command.arg("--host").arg(host.as_str());
     command.arg("--runtime").arg(common.runtime.as_str());
     command.arg("--tied-to").arg(std::process::id().to_string());
+    command.stdout(Stdio::null());
+    spawn(command)
+}
+
+/// This program with a subcommand: the very file that runs now, also after an upgrade has replaced its name.
+pub(super) fn ourselves(subcommand: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("conman").arg(subcommand);
     // All that it is to know is in its arguments: our own variables are not meant for it.
     for (name, _) in std::env::vars_os() {
         if name
@@ -126,12 +143,14 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
             command.env_remove(name);
         }
     }
+    command
+}
+
+/// Starts what is tied to us. As [`start`], on the thread that lives as long as the supervisor.
+pub(super) fn spawn(mut command: Command) -> io::Result<(Process, Ending)> {
     // Out of the terminal's foreground group: its Ctrl-C is for the supervisor.
     command.process_group(0);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .kill_on_drop(true);
+    command.stdin(Stdio::null()).kill_on_drop(true);
     let child = command.spawn()?;
     let pid = child
         .id()
