@@ -14,7 +14,7 @@ use serde::{Deserialize, de::value::MapAccessDeserializer};
 
 use super::{ConfigError, absolute, bad};
 use crate::store::PREFIX_BYTES_MAX;
-use crate::store::etcd::{Credentials, Options, Tls};
+use crate::store::etcd::{Credentials, Options, Shown, Tls};
 
 /// What all keys of a fleet in etcd begin with when nothing is said.
 const PREFIX: &str = "/conman";
@@ -320,13 +320,13 @@ fn is_secure(url: &str) -> Result<bool, ConfigError> {
 fn identity(
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
-) -> Result<Option<(Vec<u8>, Vec<u8>)>, ConfigError> {
+) -> Result<Option<Shown>, ConfigError> {
     match (certificate, key) {
         (None, None) => Ok(None),
-        (Some(certificate), Some(key)) => Ok(Some((
-            read("store_certificate", &certificate)?,
-            read("store_key", &key)?,
-        ))),
+        (Some(certificate), Some(key)) => Ok(Some(Shown {
+            certificate: read("store_certificate", &certificate)?,
+            key: read("store_key", &key)?,
+        })),
         (Some(_), None) => Err(bad("store_key", "must be given with store_certificate")),
         (None, Some(_)) => Err(bad("store_certificate", "must be given with store_key")),
     }
@@ -421,9 +421,14 @@ mod tests {
             password: "secret".to_owned(),
         };
         assert_eq!(options.credentials, Some(expected));
-        let identity = Some((b"C".to_vec(), b"K".to_vec()));
-        let ca = b"CA".to_vec();
-        assert_eq!(options.tls, Some(Tls { ca, identity }));
+        let tls = Tls {
+            ca: b"CA".to_vec(),
+            identity: Some(Shown {
+                certificate: b"C".to_vec(),
+                key: b"K".to_vec(),
+            }),
+        };
+        assert!(options.tls == Some(tls), "{options:?}");
         assert!(!format!("{options:?}").contains("secret"));
     }
 

@@ -66,7 +66,16 @@ pub struct Tls {
     /// Who signs the members' certificates.
     pub ca: Vec<u8>,
     /// Our own certificate and its key, where etcd asks for them.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub identity: Option<Shown>,
+}
+
+/// A certificate to show, and its key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The certificate, and those between it and its CA.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
 }
 
 impl std::fmt::Debug for Tls {
@@ -279,7 +288,7 @@ impl Etcd {
 fn client_tls(tls: &Tls) -> ClientTlsConfig {
     let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
     match &tls.identity {
-        Some((certificate, key)) => config.identity(Identity::from_pem(certificate, key)),
+        Some(Shown { certificate, key }) => config.identity(Identity::from_pem(certificate, key)),
         None => config,
     }
 }
