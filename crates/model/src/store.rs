@@ -137,7 +137,7 @@ pub enum StoreError {
         /// The oldest revision that a watch may start from.
         oldest: Revision,
     },
-    /// The store is unusable: not a store of ours, of a newer version, damaged, its disk full.
+    /// The store is unusable: not a store of ours, of a newer version, damaged.
     #[error("the store cannot be used: {0}")]
     Fatal(String),
 }

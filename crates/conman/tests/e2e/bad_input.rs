@@ -261,3 +261,40 @@ async fn a_full_disk() {
     assert_eq!(after.status, 200, "{}", after.body);
     fleet.stop();
 }
+
+/// The store's own disk: nothing can be promised then, so nothing is; and it ends with the cause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_under_the_store() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT RUN: a file system of its own needs root");
+        return;
+    }
+    let disk = SmallDisk::new();
+    let files = tempfile::tempdir().unwrap();
+    let state = files.path().join("state");
+    let store = disk.0.path().join("store.db");
+    let store = ["--hosts", "2", "--store", store.to_str().unwrap()];
+    let Some(fleet) = Fleet::native_in(files, &state, &store) else {
+        return;
+    };
+    let spec = fleet.server_spec();
+    fleet.create("before", &spec).await;
+    let before = fleet.hello("before").await;
+    assert_eq!(before.status, 200, "{}", before.body);
+    let filled = disk.fill();
+    let (status, refusal) = fleet.api("PUT", "/v1/repls/new", Some(spec.clone())).await;
+    assert_eq!(
+        (status, &refusal["error"]["code"]),
+        (503, &json!("store_unavailable")),
+        "{refusal}"
+    );
+    let message = refusal["error"]["message"].as_str().unwrap();
+    assert!(message.contains("no space is left"), "{message}");
+    std::fs::remove_file(filled).unwrap();
+    fleet.create("new", &spec).await;
+    for repl in ["before", "new"] {
+        let answer = fleet.hello(repl).await;
+        assert_eq!(answer.status, 200, "{repl}: {}", answer.body);
+    }
+    fleet.stop();
+}

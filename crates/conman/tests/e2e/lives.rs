@@ -150,6 +150,34 @@ async fn limits_hold() {
     fleet.stop();
 }
 
+/// A loop that would take all of a processor gets no more than its tenth of the time that passes, however much that is on
+/// a busy machine. The kernel counts, in ticks of 10 ms.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_of_processor_time_holds() {
+    let Some(fleet) = Fleet::native(&["--hosts", "1"]) else {
+        return;
+    };
+    let mut spec = sleeper();
+    spec["limits"] = json!({"cpu_millis": 100});
+    fleet.create("slow", &spec).await;
+    // One exec starts it, so that the next one's time is the loop's alone.
+    exec(&fleet, "slow", &["true"]).await;
+    let spin = r#"end=$(($(date +%s) + 2))
+        while [ "$(date +%s)" -lt $end ]; do i=0; while [ $i -lt 999 ]; do i=$((i + 1)); done; done
+        cut -d' ' -f14-17 /proc/$$/stat"#;
+    let began = Instant::now();
+    let (code, output) = exec(&fleet, "slow", &["sh", "-c", spin]).await;
+    let passed = began.elapsed();
+    assert_eq!(code, 0, "{output}");
+    let fields = output.split_whitespace();
+    let ticks: u32 = fields.map(|field| field.parse::<u32>().unwrap()).sum();
+    let used = Duration::from_millis(10) * ticks;
+    assert!(ticks > 0, "{output}");
+    // A tenth, and as much again for what the kernel grants at the beginning and counts at the end.
+    assert!(used <= passed / 5, "{used:?} of {passed:?}");
+    fleet.stop();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_repl_wrote_can_be_read_after_its_end() {
     let Some(fleet) = Fleet::native(&["--hosts", "2"]) else {

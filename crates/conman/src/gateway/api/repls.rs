@@ -274,6 +274,7 @@ pub(in crate::gateway) async fn create(
     let spec = read_spec(body).map_err(|why| Refusal::new(RefusalCode::BadSpec, why))?;
     let value = serde_json::to_string(&spec)
         .map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))?;
+    let mut doubted = false;
     loop {
         let before = gateway
             .store
@@ -313,8 +314,10 @@ pub(in crate::gateway) async fn create(
                 let view = gateway.view(id).await?;
                 return Ok((status, axum::Json(view)).into_response());
             }
-            // Somebody else was faster, or it is not known: what is there now decides.
-            Ok(TxnOutcome::Rejected { .. }) | Err(StoreError::Ambiguous(_)) => {}
+            // Somebody else was faster: what is there now decides.
+            Ok(TxnOutcome::Rejected { .. }) => {}
+            // It is not known: the same. Twice in a row is for whoever asked to know.
+            Err(StoreError::Ambiguous(_)) if !doubted => doubted = true,
             Err(error) => return Err(store_error(&error)),
         }
     }

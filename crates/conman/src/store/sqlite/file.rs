@@ -50,7 +50,8 @@ pub(super) fn classify(error: &rusqlite::Error) -> StoreError {
     let text = error.to_string();
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => StoreError::Fatal("the file is not an SQLite file".into()),
-        Some(ErrorCode::DiskFull) => StoreError::Fatal(format!("no space is left: {text}")),
+        // Room may be made.
+        Some(ErrorCode::DiskFull) => StoreError::Unavailable(format!("no space is left: {text}")),
         Some(ErrorCode::DatabaseCorrupt) => {
             StoreError::Fatal(format!("the file is damaged: {text}"))
         }

@@ -24,7 +24,7 @@ use std::thread;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use model::id::Revision;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{oneshot, watch};
 
 use self::bell::{Bell, Ear};
@@ -211,9 +211,13 @@ impl Writer {
         match self.apply(batch, &mut answers) {
             Ok(()) => {
                 let committed = self.connection.execute_batch("COMMIT").map_err(|error| {
-                    // Before the commit nothing could be seen; from here on it may have been.
                     self.roll_back();
-                    StoreError::Ambiguous(format!("commit: {error}"))
+                    match error.sqlite_error_code() {
+                        // It met the end of the disk before the write that makes the others count.
+                        Some(ErrorCode::DiskFull) => file::classify(&error),
+                        // Before the commit nothing could be seen; from here on it may have been.
+                        _ => StoreError::Ambiguous(format!("commit: {error}")),
+                    }
                 });
                 if committed.is_ok() {
                     self.bell.ring();
