@@ -17,10 +17,6 @@ const REASONED: &[(&str, &str)] = &[
         "one protocol, read as one page: most of it is prose",
     ),
     (
-        "model/tests/world/mod.rs",
-        "one small world, all of whose parts know each other",
-    ),
-    (
         "conman/src/gateway/api.rs",
         "one handler per path, and each path's document",
     ),

@@ -7,12 +7,14 @@
 //! much goes wrong at once, and leaves nothing out within that bound.
 
 use std::hash::Hash;
+use std::time::Duration;
 
 use model::id::ContainerId;
 use model::timing::{CLOCK_DRIFT_PPM_MAX, Timing};
 use stateright::{Model, Property};
 
-use crate::world::{Conman, Reads, Users, Violation, World};
+use crate::client::Reads;
+use crate::world::{Conman, Users, Violation, World};
 
 /// What is explored.
 #[derive(Debug, Clone)]
@@ -123,7 +125,7 @@ impl Exploration {
         match self.start {
             Start::Running | Start::Free => {}
             Start::AfterDrain => {
-                world.drain(0);
+                world.drain(0, Duration::ZERO);
                 world.settle(renewals);
                 world.heal();
                 world.settle(renewals);
@@ -235,7 +237,7 @@ impl Model for Exploration {
             Action::Pause(machine, is_sent) => world.pause(machine, is_sent),
             Action::Crash(machine, is_sent) => world.crash(machine, is_sent),
             Action::KillKeeper(machine) => world.kill_keeper(machine),
-            Action::Drain(machine) => world.drain(machine),
+            Action::Drain(machine) => world.drain(machine, Duration::ZERO),
             Action::Exit(machine) => world.exit(machine),
             Action::OpenAt(machine, id) => world.open_at(machine, &id),
             Action::LetGo(machine, place) => world.let_go(machine, place),

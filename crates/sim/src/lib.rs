@@ -13,5 +13,6 @@
 //! Nothing here reads a clock or a random source: whoever drives the world says what happens next.
 
 pub mod checker;
+pub mod client;
 pub mod store;
 pub mod world;

@@ -87,6 +87,8 @@ pub struct Container {
     pub(super) waiting: Vec<Ticket>,
     /// Sessions that came while the store was being asked, and want a claim if the repl is not ours.
     pub(super) claimers: Vec<Ticket>,
+    /// Sessions that came for an epoch before the store has said which epoch this is.
+    pub(super) knowing: Vec<(Ticket, Epoch)>,
     /// Callers that wait for its end.
     pub(super) stopping: Vec<Ticket>,
     /// A stop that waits for the start to end.
@@ -105,9 +107,25 @@ impl Container {
             idle_since: now,
             waiting: vec![],
             claimers: vec![],
+            knowing: vec![],
             stopping: vec![],
             stop: None,
         }
+    }
+
+    /// A session waits for it, for the epoch that it came for if it knows one.
+    pub(super) fn wait(&mut self, ticket: Ticket, wanted: Option<Epoch>) {
+        match wanted {
+            Some(wanted) if self.epoch.is_none() => self.knowing.push((ticket, wanted)),
+            _ => self.waiting.push(ticket),
+        }
+    }
+
+    /// Every session that waits for it waits no more.
+    pub(super) fn take_waiting(&mut self) -> Vec<Ticket> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.extend(self.knowing.drain(..).map(|(ticket, _)| ticket));
+        waiting
     }
 
     /// The state that people see; `None` while the repl is not this host's.

@@ -197,13 +197,17 @@ impl Host {
     }
 
     fn lease_step(&mut self, event: LeaseEvent, now: BootTime, out: &mut Vec<Effect>) {
+        let before = self.lease.incarnation(now);
         for effect in self.lease.step(event, now) {
             match effect {
                 LeaseEffect::Fence { .. } => self.fence(out),
                 other => out.push(Effect::Lease(other)),
             }
         }
-        if let LeaseEvent::Joined { incarnation, .. } = event {
+        // Joined, or held again by an answer that came after the deadline it moves: what came meanwhile was not matched.
+        if before.is_none()
+            && let Some(incarnation) = self.lease.incarnation(now)
+        {
             out.push(Effect::ReadClaims { incarnation });
         }
     }
@@ -248,7 +252,7 @@ impl Host {
         let mut forget = vec![];
         for (repl, container) in &mut self.containers {
             container.after = After::Abandon;
-            refuse_all(&mut container.waiting, &fenced(), out);
+            refuse_all(&mut container.take_waiting(), &fenced(), out);
             refuse_all(&mut container.claimers, &fenced(), out);
             match (container.phase, container.epoch) {
                 (Phase::Asking | Phase::Claiming, _) | (_, None) => forget.push(repl.clone()),

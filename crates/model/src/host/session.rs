@@ -6,7 +6,7 @@ use super::container::{After, Container, Phase, Ticket};
 use super::refusal::{draining, fenced, no_capacity, no_keeper, not_owner};
 use super::{Answer, Effect, Host, Keeper, Ownership, answer, refuse, refuse_all, stopped_all};
 use crate::api::Refusal;
-use crate::id::{ContainerId, Epoch, ReplId};
+use crate::id::{ContainerId, Epoch, HostId, ReplId};
 use crate::mutant::{EPOCH_CHECKED, removed};
 use crate::time::BootTime;
 use crate::wire::node::{NodeRefusal, OwnerHint};
@@ -30,12 +30,8 @@ impl Host {
         };
         if let Some(container) = self.containers.get_mut(&repl) {
             match (container.epoch, epoch) {
-                (Some(mine), Some(wanted)) if mine != wanted && !removed(EPOCH_CHECKED) => {
-                    let hint = (mine > wanted).then(|| OwnerHint {
-                        host: Some(self.me.clone()),
-                        epoch: mine,
-                    });
-                    refuse(ticket, not_owner(&repl, hint), out);
+                (Some(mine), Some(wanted)) if is_other(mine, wanted) => {
+                    refuse(ticket, other_epoch(&self.me, &repl, mine, wanted), out);
                 }
                 (Some(mine), _)
                     if matches!(container.phase, Phase::Running | Phase::Destroying { .. }) =>
@@ -45,7 +41,7 @@ impl Host {
                 _ if container.phase == Phase::Asking && epoch.is_none() => {
                     container.claimers.push(ticket);
                 }
-                _ => container.waiting.push(ticket),
+                (_, wanted) => container.wait(ticket, wanted),
             }
             return;
         }
@@ -78,7 +74,7 @@ impl Host {
             ),
         };
         let mut container = Container::new(phase, None, now);
-        container.waiting.push(ticket);
+        container.wait(ticket, epoch);
         self.containers.insert(repl, container);
         out.push(effect);
     }
@@ -174,6 +170,13 @@ impl Host {
             return;
         };
         container.epoch = Some(epoch);
+        for (ticket, wanted) in std::mem::take(&mut container.knowing) {
+            if is_other(epoch, wanted) {
+                refuse(ticket, other_epoch(&self.me, &repl, epoch, wanted), out);
+            } else {
+                container.waiting.push(ticket);
+            }
+        }
         let id = ContainerId {
             repl: repl.clone(),
             epoch,
@@ -191,7 +194,7 @@ impl Host {
 
     pub(super) fn drop_wish(&mut self, repl: &ReplId, why: &NodeRefusal, out: &mut Vec<Effect>) {
         if let Some(mut container) = self.containers.remove(repl) {
-            refuse_all(&mut container.waiting, why, out);
+            refuse_all(&mut container.take_waiting(), why, out);
             stopped_all(container.stopping, out);
         }
     }
@@ -246,4 +249,17 @@ impl Host {
             self.give_up(id.clone(), now, out);
         }
     }
+}
+
+/// Whether a session came for another epoch than the owner's own.
+fn is_other(mine: Epoch, wanted: Epoch) -> bool {
+    mine != wanted && !removed(EPOCH_CHECKED)
+}
+
+fn other_epoch(me: &HostId, repl: &ReplId, mine: Epoch, wanted: Epoch) -> NodeRefusal {
+    let hint = (mine > wanted).then(|| OwnerHint {
+        host: Some(me.clone()),
+        epoch: mine,
+    });
+    not_owner(repl, hint)
 }

@@ -11,15 +11,16 @@
 //! Observers are as quick as can be: they see each beat at its commit, and act at the first moment that they may.
 
 mod drive;
+mod faults;
 mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
-pub use self::drive::Reads;
 pub use self::machine::{Conman, Keeper, Machine, Pending};
+use crate::client::{self, FRESH, Reads};
 use crate::store::Store;
-use model::host::{Answer, Death, DrainOrder, Effect, Event};
+use model::host::{Answer, Death, Effect, Event};
 use model::id::{ContainerId, Epoch, HostId, ReplId, Revision, Ticket};
 use model::keys;
 use model::store::{Operation, Txn};
@@ -138,6 +139,18 @@ impl World {
         &self.machines
     }
 
+    /// Whether the store has a registration of this machine.
+    pub fn is_registered(&self, number: usize) -> bool {
+        let key = keys::host(&self.machines[number].id);
+        self.store.now().contains_key(&key)
+    }
+
+    /// How many machines have a lease, a keeper, and know what they own.
+    pub fn ready(&self) -> usize {
+        let machines = 0..self.machines.len();
+        machines.filter(|number| self.is_ready(*number)).count()
+    }
+
     /// How many repls have a container.
     pub fn alive(&self) -> usize {
         let is_alive = |repl: &&ReplId| self.containers_of(repl) > 0;
@@ -166,9 +179,9 @@ impl World {
     /// One step of the usual course: what is under way, in order; then users, who want their repls; then time.
     pub fn next(&mut self) {
         match self.head() {
-            Some((machine, place)) => self.run(machine, place, drive::FRESH),
+            Some((machine, place)) => self.run(machine, place, FRESH),
             None if self.users_open() => {}
-            None => self.pass_time(),
+            None => self.pass_time(self.now + self.timing.hold.as_nanos() as u64),
         }
     }
 
@@ -220,7 +233,7 @@ impl World {
 
     fn live_owner(&self, repl: &ReplId) -> Option<keys::Owner> {
         let item = self.store.now().get(&keys::owner(repl))?;
-        let owner = keys::read_owner(item, drive::decode).ok()?;
+        let owner = keys::read_owner(item, client::decode).ok()?;
         let host = self.store.now().get(&keys::host(&owner.record.host));
         let create = host.map_or(Revision::ABSENT, |item| item.create);
         keys::freedom(Some(&owner), create)
@@ -228,9 +241,22 @@ impl World {
             .then_some(owner)
     }
 
-    /// Time goes to the next point at which anything is due on any machine.
-    fn pass_time(&mut self) {
-        let mut due = self.now + self.timing.hold.as_nanos() as u64;
+    /// Time passes, and nothing that is under way gets on: kernels kill, and whoever runs is woken.
+    pub fn advance(&mut self, milliseconds: u64) {
+        let end = self.now + milliseconds * 1_000_000;
+        while self.now < end {
+            let before = self.now;
+            self.pass_time(end);
+            if self.now == before {
+                // What is due waits for what does not get on.
+                self.now = end.min(before + 1_000_000);
+            }
+        }
+    }
+
+    /// Time goes to the next point at which anything is due on any machine, and no further than `end`.
+    fn pass_time(&mut self, end: u64) {
+        let mut due = end;
         for machine in &self.machines {
             if machine.conman == Conman::Running {
                 let wakeup = machine.host.wakeup().map(|at| machine.world_time(at.0));
@@ -252,7 +278,7 @@ impl World {
                 if machine.host.wakeup().is_some_and(|at| at <= clock) {
                     self.tell(number, Event::Tick);
                 }
-                self.observe(number);
+                self.observe(number, 0);
             }
         }
     }
@@ -318,161 +344,6 @@ impl World {
         }
         if self.containers_of(&id.repl) > 1 {
             self.violations.push(Violation::TwoAlive(id.repl.clone()));
-        }
-    }
-
-    // ---- what whoever drives the world may do ----
-
-    fn open(&mut self, number: usize, repl: ReplId, epoch: Option<Epoch>) {
-        self.next_ticket += 1;
-        let ticket = Ticket(self.next_ticket);
-        self.asked.insert(ticket, (repl.clone(), epoch));
-        let open = Event::Open {
-            ticket,
-            repl,
-            epoch,
-        };
-        self.machines[number].pending.push(Pending::Tell(open));
-    }
-
-    /// A session comes that holds this machine for the one to claim a repl.
-    pub fn open_free(&mut self, number: usize, repl: usize) {
-        let repl = self.repls[repl].clone();
-        self.open(number, repl, None);
-    }
-
-    /// A machine's observer sees the beats of now, and no later ones, until it is thawed.
-    pub fn freeze(&mut self, number: usize) {
-        self.machines[number].sees = Some(self.store.now().clone());
-    }
-
-    /// It sees the present again.
-    pub fn thaw(&mut self, number: usize) {
-        self.machines[number].sees = None;
-    }
-
-    /// A session comes that holds this machine for the owner at an epoch that was there once.
-    pub fn open_at(&mut self, number: usize, id: &ContainerId) {
-        self.open(number, id.repl.clone(), Some(id.epoch));
-    }
-
-    /// Every container that was ever started.
-    pub fn started(&self) -> impl Iterator<Item = &ContainerId> {
-        self.started.iter()
-    }
-
-    /// Holds back what is under way, until [`World::let_go`].
-    pub fn hold(&mut self, number: usize, place: usize) {
-        let machine = &mut self.machines[number];
-        let pending = machine.pending.remove(place);
-        machine.held.push(pending);
-    }
-
-    /// Lets go what was held back.
-    pub fn let_go(&mut self, number: usize, place: usize) {
-        let machine = &mut self.machines[number];
-        let pending = machine.held.remove(place);
-        machine.pending.insert(0, pending);
-    }
-
-    /// Stops conman. What it has sent to the store is committed now, or when it goes on.
-    pub fn pause(&mut self, number: usize, is_sent: bool) {
-        if is_sent {
-            self.perform_sent(number);
-        }
-        self.machines[number].conman = Conman::Paused;
-    }
-
-    /// Lets a stopped conman go on.
-    pub fn resume(&mut self, number: usize) {
-        self.machines[number].conman = Conman::Running;
-    }
-
-    /// Conman dies and comes back. What it had sent is committed, or lost.
-    pub fn crash(&mut self, number: usize, is_sent: bool) {
-        if is_sent {
-            self.perform_sent(number);
-        }
-        let timing = self.timing;
-        let machine = &mut self.machines[number];
-        // Deaths go on without it, and nobody is told of them: the next conman asks.
-        machine.pending.retain(|pending| !pending.is_conmans());
-        machine.held.retain(|pending| !pending.is_conmans());
-        machine.host = model::host::Host::new(machine.id.clone(), machine::CAPACITY, timing);
-        machine.observer = model::observer::Observer::new(machine.id.clone(), timing);
-        machine.conman = Conman::Running;
-        self.keeper_connects(number);
-    }
-
-    /// Kills the keeper; its containers die with it, and its supervisor starts the next one.
-    pub fn kill_keeper(&mut self, number: usize) {
-        self.keeper_dies(number);
-        self.start_keeper(number);
-    }
-
-    fn keeper_dies(&mut self, number: usize) {
-        if let Some(keeper) = &self.machines[number].keeper {
-            for id in keeper.alive.clone() {
-                self.dies(number, &id, Death::WithKeeper);
-            }
-            let machine = &mut self.machines[number];
-            machine.keeper = None;
-            machine.pending.retain(|pending| pending.is_conmans());
-            machine.pending.push(Pending::Tell(Event::KeeperLost));
-        }
-    }
-
-    /// Starts a keeper where there is none.
-    pub fn start_keeper(&mut self, number: usize) {
-        if self.machines[number].keeper.is_none() {
-            self.machines[number].keeper = Some(Keeper::default());
-            self.keeper_connects(number);
-        }
-    }
-
-    fn keeper_connects(&mut self, number: usize) {
-        let now = self.machines[number].clock(self.now);
-        let machine = &mut self.machines[number];
-        if let Some(keeper) = &machine.keeper {
-            let running = keeper.alive.iter().map(|id| (id.clone(), now)).collect();
-            let keeper = Event::Keeper { running };
-            machine.pending.push(Pending::Tell(keeper));
-        }
-    }
-
-    /// An operator, or a notice, empties the machine.
-    pub fn drain(&mut self, number: usize) {
-        self.next_ticket += 1;
-        let ticket = Ticket(self.next_ticket);
-        let order = DrainOrder {
-            grace: std::time::Duration::ZERO,
-            budget: None,
-        };
-        let drain = Event::Drain { ticket, order };
-        self.machines[number].pending.push(Pending::Tell(drain));
-    }
-
-    /// A container's program ends by itself.
-    pub fn exit(&mut self, number: usize) {
-        let keeper = self.machines[number].keeper.as_ref();
-        if let Some(id) = keeper.and_then(|keeper| keeper.alive.first().cloned()) {
-            self.dies(number, &id, Death::Program);
-        }
-    }
-
-    /// Everything that was held back, stopped or drained is so no longer, every machine has a keeper, and users
-    /// want their repls.
-    pub fn heal(&mut self) {
-        self.set_users(Users::Want);
-        for number in 0..self.machines.len() {
-            while !self.machines[number].held.is_empty() {
-                self.let_go(number, 0);
-            }
-            self.resume(number);
-            self.thaw(number);
-            self.start_keeper(number);
-            let undrain = Pending::Tell(Event::Undrain);
-            self.machines[number].pending.push(undrain);
         }
     }
 
