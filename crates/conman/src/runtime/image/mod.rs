@@ -2,7 +2,8 @@
 //!
 //! - `host`: a *skeleton* that is made once per state directory (a private `/etc`, links for `bin` and the
 //!   like, empty directories), with the machine's own `/usr` and `/opt` bound into it, read-only.
-//! - `dir:PATH`: that directory, as it is.
+//! - `dir:PATH`: that directory, as it is, on top of a layer of empty mount points: what an image lacks of these would
+//!   else be made anew in every container, an inode each on the disk.
 //!
 //! Either is only a lower layer: what the container writes goes to an overlay of its own, and what is to
 //! last goes to its workspace.
@@ -26,6 +27,7 @@ pub(super) const HOME: &str = "/home/repl";
 pub(super) struct Images {
     host: PathBuf,
     host_binds: Vec<Bind>,
+    mount_points: PathBuf,
 }
 
 /// What an image is made of.
@@ -37,10 +39,11 @@ pub(super) struct Layers {
 impl Images {
     /// Makes the skeleton of `host` unless it is there already.
     pub(super) fn prepare(state: &Path) -> io::Result<Self> {
-        let host = skeleton::prepare(&state.join("images"), Path::new("/"))?;
+        let images = state.join("images");
         Ok(Self {
-            host,
+            host: skeleton::prepare(&images, Path::new("/"))?,
             host_binds: skeleton::binds(Path::new("/")),
+            mount_points: skeleton::prepare_mount_points(&images)?,
         })
     }
 
@@ -55,7 +58,7 @@ impl Images {
                 let path = Path::new(path);
                 check_directory(path)?;
                 Ok(Layers {
-                    lower: vec![path.to_owned()],
+                    lower: vec![path.to_owned(), self.mount_points.clone()],
                     binds: Vec::new(),
                 })
             }

@@ -140,6 +140,16 @@ pub(super) fn prepare(images: &Path, root: &Path) -> io::Result<PathBuf> {
     Ok(place)
 }
 
+/// A layer of nothing but what is mounted on in every container; made below `images` if it is not there yet.
+pub(super) fn prepare_mount_points(images: &Path) -> io::Result<PathBuf> {
+    let place = images.join("mount-points");
+    // Safe to repeat, and by several hosts at once.
+    for path in MOUNT_POINTS.into_iter().chain(["home", "home/repl"]) {
+        make(&place.join(path), 0o755)?;
+    }
+    Ok(place)
+}
+
 /// What is bound into every container of this image.
 pub(super) fn binds(root: &Path) -> Vec<Bind> {
     let tools = TOOLS
@@ -285,6 +295,20 @@ mod tests {
             (read(&first), read(&second)),
             ("cache".into(), "another cache".into())
         );
+    }
+
+    #[test]
+    fn every_mount_point_is_there_and_nothing_else() {
+        let images = tempfile::tempdir().unwrap();
+        let place = prepare_mount_points(images.path()).unwrap();
+        assert_eq!(prepare_mount_points(images.path()).unwrap(), place);
+        let mut found: Vec<_> = std::fs::read_dir(&place)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, ["dev", "home", "proc", "sys"]);
+        assert!(place.join("home/repl").is_dir());
     }
 
     #[test]
