@@ -57,7 +57,11 @@ impl Manager {
         Self::at(&address, watchdog).ok()
     }
 
-    fn at(address: &OsStr, watchdog: Option<Duration>) -> io::Result<Self> {
+    /// The manager that listens at this address, as in `NOTIFY_SOCKET`, with the watchdog's patience.
+    ///
+    /// # Errors
+    /// When there is no such socket.
+    pub fn at(address: &OsStr, watchdog: Option<Duration>) -> io::Result<Self> {
         let address = match address.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
             _ => SocketAddr::from_pathname(address)?,

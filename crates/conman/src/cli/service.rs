@@ -161,16 +161,44 @@ mod tests {
         assert_eq!(in_words(&lost), "h1 not registered, containers: 0");
     }
 
+    /// A gateway that is not there.
+    fn nobody() -> Roles {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Roles {
+            host: None,
+            gateway: Some(free.local_addr().unwrap()),
+        }
+    }
+
     #[tokio::test]
     async fn nobody_who_answers_is_no_pulse() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = free.local_addr().unwrap();
-        drop(free);
-        let roles = Roles {
-            host: None,
-            gateway: Some(listen),
-        };
-        let error = format!("{:#}", pulse(&roles).await.unwrap_err());
+        let error = format!("{:#}", pulse(&nobody()).await.unwrap_err());
         assert!(error.starts_with("ask the gateway: connect to"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nobody_who_answers_is_a_sign_of_life_only_while_stopping() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("manager");
+        let heard = tokio::net::UnixDatagram::bind(&path).unwrap();
+        let patience = Duration::from_millis(20);
+        let manager = Arc::new(Manager::at(path.as_os_str(), Some(patience)).unwrap());
+        let stopping = CancellationToken::new();
+        let mut informing = tokio::spawn(inform(manager, nobody(), stopping.clone()));
+        let mut word = [0; 64];
+
+        let ended = tokio::time::timeout(10 * patience, &mut informing).await;
+        assert!(ended.is_err(), "the manager hears of it until it ends");
+        let length = heard.recv(&mut word).await.unwrap();
+        assert_eq!(&word[..length], b"READY=1");
+        let alive = heard.try_recv(&mut word);
+        assert_eq!(alive.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+
+        stopping.cancel();
+        for _ in 0..5 {
+            let length = heard.recv(&mut word).await.unwrap();
+            assert_eq!(&word[..length], b"WATCHDOG=1");
+        }
+        informing.abort();
     }
 }

@@ -1,9 +1,10 @@
 //! A node and its keeper under a service manager, which this test plays: one configuration file for both, the words
 //! of `sd_notify`, and the difference between a stop and a restart.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
@@ -149,6 +150,50 @@ fn a_node_that_hangs_gives_no_sign_of_life() {
     send(node.child.id(), Signal::CONT);
     node.heard.0.set_read_timeout(Some(PATIENCE)).unwrap();
     node.heard.until("WATCHDOG=1");
+}
+
+/// A drain is busy and its sockets are closed, for longer than the watchdog's patience: a manager that heard nothing
+/// would cut it short.
+#[test]
+fn a_node_gives_signs_of_life_while_it_drains() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let url = configure(directory);
+    let mut file = std::fs::File::options()
+        .append(true)
+        .open(directory.join("conman.toml"))
+        .unwrap();
+    writeln!(file, "preemption_grace = '3s'").unwrap();
+    let _keeper = Service::start(directory, "keeper", None);
+    let mut node = Service::start(directory, "serve", Some("400000"));
+    node.heard.until("READY=1");
+    let deaf = "trap '' TERM; echo deaf; while :; do sleep 1000; done";
+    ask(&url, &["repl", "create", "a", "--", "sh", "-c", deaf]);
+    ask(&url, &["repl", "start", "a"]);
+    let mut follower = conman()
+        .env("CONMAN_URL", &url)
+        .args(["repl", "logs", "a", "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap());
+    lines.read_line(&mut said).unwrap();
+    assert_eq!(said, "deaf\n", "from here on it hears no SIGTERM");
+
+    send(node.child.id(), Signal::TERM);
+    node.heard.until("STOPPING=1");
+    // One may have been due just then; the next ones are given by what drains.
+    for _ in 0..4 {
+        node.heard.until("WATCHDOG=1");
+    }
+    assert_eq!(node.child.try_wait().unwrap(), None, "it still drains");
+    let watched = Watched::new(node.child.id());
+    assert!(watched.has_ended_within(PATIENCE), "it does not end");
+    assert_eq!(node.child.wait().unwrap().code(), Some(0));
+    follower.wait().unwrap();
+    let log = std::fs::read_to_string(directory.join("serve.log")).unwrap();
+    assert!(log.contains("unfinished=0"), "{log}");
 }
 
 #[test]
