@@ -24,6 +24,7 @@ macro_rules! native {
 
 native! {
     memory_is_limited,
+    memory_that_runs_out_ends_one_process,
     processes_are_limited,
     sees_only_itself,
     has_a_private_etc_and_the_machines_tools,
@@ -87,6 +88,22 @@ mod cases {
         request.spec.limits.memory_bytes = 32 << 20;
         let id = world.runtime.start(request).await.unwrap().id;
         assert_eq!(world.dead(&id).await, Exit::Signal(libc::SIGKILL));
+    }
+
+    /// On v1 and on v2: a command in a workspace takes neither the workspace nor its other users with it.
+    pub async fn memory_that_runs_out_ends_one_process(world: &mut World) {
+        if !limits_of(world).contains(&Controller::Memory) {
+            return;
+        }
+        let mut request = world.request("a", &["sleep", "1000"]);
+        request.spec.limits.memory_bytes = 32 << 20;
+        let id = world.runtime.start(request).await.unwrap().id;
+        // The shell says on its error output who was killed.
+        let hungry = "exec 2>&-; sleep 1000 & perl -e '$x = \"x\" x (256 << 20)'; echo $?; kill $! && echo other lived";
+        assert_eq!(sh(world, &id, hungry).await, "137\nother lived\n");
+        // The container answers, and its program is the same.
+        assert_eq!(sh(world, &id, "cat /proc/2/comm").await, "sleep\n");
+        world.kill(&id).await;
     }
 
     pub async fn processes_are_limited(world: &mut World) {

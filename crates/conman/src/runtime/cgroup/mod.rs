@@ -356,7 +356,9 @@ fn limit_v2(directory: &Path, controller: Controller, limits: &Limits) -> io::Re
                 &limits.memory_bytes.to_string(),
             )?;
             // A limit that swap could stretch would be none; kernels without swap lack the file.
-            absent_is_fine(write(&directory.join("memory.swap.max"), "0"))
+            absent_is_fine(write(&directory.join("memory.swap.max"), "0"))?;
+            // One process at a time, as v1 has it: docs/decisions/0011. Kernels before 4.19 lack the file.
+            absent_is_fine(write(&directory.join("memory.oom.group"), "0"))
         }
         Controller::Cpu => match limits.cpu_millis {
             Some(millis) => {

@@ -59,6 +59,7 @@ fn pure_v2_passes_its_controllers_down_and_limits() {
     assert_eq!(placement.v1, Vec::<PathBuf>::new());
     assert_eq!(text(&root, "conman-t/h1/r@3/memory.max"), "67108864");
     assert_eq!(text(&root, "conman-t/h1/r@3/memory.swap.max"), "0");
+    assert_eq!(text(&root, "conman-t/h1/r@3/memory.oom.group"), "0");
     assert_eq!(text(&root, "conman-t/h1/r@3/cpu.max"), "150000 100000");
     assert_eq!(text(&root, "conman-t/h1/r@3/pids.max"), "77");
     assert_eq!(cgroups.list().unwrap(), BTreeSet::from([id(3)]));
