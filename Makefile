@@ -71,8 +71,8 @@ test-vm: ## the native runtime and the keeper on systemd and pure cgroup v2, in 
 	scripts/test-vm
 
 .PHONY: drill-systemd
-drill-systemd: release ## the package in a virtual machine that shuts down under 200 repls; figures in target/figures/systemd.json
-	scripts/drill-systemd
+drill-systemd: release ## the package on a real systemd that shuts down under 200 repls; figures in target/figures/systemd.json; in a virtual machine by ARGS=--vm
+	scripts/drill-systemd $(ARGS)
 
 .PHONY: differential-stuck
 differential-stuck: ## the stuck report against DuckDB on a million lines of every format
