@@ -126,7 +126,14 @@ fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> io::Result
 }
 
 fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
-    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    // Its length first: most have some hundred bytes, and a buffer for the largest is mapped and zeroed anew each time.
+    let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+    let length = rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut [0_u8; 0], peek));
+    let length = match length {
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        other => other?.1,
+    };
+    let mut bytes = vec![0; length.min(MESSAGE_BYTES_MAX)];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
@@ -154,7 +161,6 @@ fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
         return Err(io::Error::other("a message was cut by the kernel"));
     }
     bytes.truncate(message.bytes);
-    bytes.shrink_to_fit();
     Ok(Some(Packet { bytes, fds }))
 }
 

@@ -399,7 +399,10 @@ pub async fn two_hundred_at_once(world: &mut World) {
     assert_eq!(world.runtime.adopt().await.unwrap().len(), count);
     world.restart_client().await;
     assert_eq!(world.runtime.adopt().await.unwrap().len(), count);
-    world.runtime.kill(&ids).await.unwrap();
+    // With more names than go into one message to the keeper; nothing runs under the others.
+    let mut named = ids.clone();
+    named.extend((0..2_500).map(|number| world.request(&format!("none-{number}"), &["true"]).id));
+    world.runtime.kill(&named).await.unwrap();
     let mut left: BTreeSet<_> = ids.into_iter().collect();
     while !left.is_empty() {
         match world.event().await {

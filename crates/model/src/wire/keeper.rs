@@ -82,6 +82,9 @@ pub const MESSAGE_BYTES_MAX: usize = 192 * 1024;
 /// The most entries in one answer to List: two fds each, and the kernel passes at most 253 at once.
 pub const LIST_PAGE: usize = 64;
 
+/// The most ids in one request to kill: their text fits into a message.
+pub const KILL_IDS_MAX: usize = 1_000;
+
 /// The furthest that a deadline may be ahead of now. A keeper that believed any number would make one
 /// wrong message hold a host's containers for ever.
 pub const ARM_AHEAD_MAX: Duration = Duration::from_secs(60);
@@ -149,7 +152,7 @@ pub enum Request {
     /// held), SIGKILL to PID 1, and for plain processes every descendant. Ids that are not held or have ended are skipped. Answered by
     /// [`Answer::Done`] when the signals are sent; [`Event::Exited`] tells that each is dead.
     Kill {
-        /// Which.
+        /// Which; at most [`KILL_IDS_MAX`].
         ids: Vec<ContainerId>,
     },
     /// Sends SIGTERM to the container's program (not to its children). Answered by [`Answer::Done`].
@@ -648,5 +651,24 @@ mod tests {
         // 253 is SCM_MAX_FD; the longest entry is a name of 50 characters and the largest numbers.
         const { assert!(LIST_PAGE * 2 <= 253) };
         const { assert!(LIST_PAGE * 1024 < MESSAGE_BYTES_MAX) };
+    }
+
+    #[test]
+    fn the_longest_kill_fits_into_one_message() {
+        let longest = ContainerId {
+            repl: "r"
+                .repeat(crate::id::NAME_LENGTH_MAX)
+                .parse()
+                .expect("a name"),
+            epoch: Epoch(u64::MAX),
+        };
+        let request = ToKeeper {
+            id: u64::MAX,
+            request: Request::Kill {
+                ids: vec![longest; KILL_IDS_MAX],
+            },
+        };
+        let bytes = serde_json::to_vec(&request).expect("serialize").len();
+        assert!(bytes <= MESSAGE_BYTES_MAX, "{bytes}");
     }
 }

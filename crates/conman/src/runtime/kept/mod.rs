@@ -28,12 +28,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join_all};
 use model::api::{Refusal, RefusalCode};
 use model::id::{ContainerId, ReplId};
 use model::time::BootTime;
 use model::timing::WATCHED_LEAD;
-use model::wire::keeper::{Answer, Launch, Request};
+use model::wire::keeper::{Answer, KILL_IDS_MAX, Launch, Request};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -259,8 +259,11 @@ impl Kept {
         for member in &members {
             member.was_killed.store(true, Ordering::Relaxed);
         }
-        let request = Request::Kill { ids };
-        let told = tokio::time::timeout(KILL_WORD_MAX, self.shared.request(request)).await;
+        let requests = ids.chunks(KILL_IDS_MAX).map(|ids| {
+            let ids = ids.to_vec();
+            self.shared.request(Request::Kill { ids })
+        });
+        let told = tokio::time::timeout(KILL_WORD_MAX, try_join_all(requests)).await;
         if matches!(told, Ok(Ok(_))) {
             return Ok(());
         }
