@@ -44,8 +44,14 @@ impl TestEngine {
 
     /// `conman reap` at this engine, with nothing from the surroundings.
     pub fn reap(&self, arguments: &[&str]) -> Output {
+        self.reap_command(arguments).output().unwrap()
+    }
+
+    /// The same, not yet run.
+    pub fn reap_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_conman"));
         command.env("DOCKER_HOST", &self.host).arg("reap");
-        command.args(arguments).output().unwrap()
+        command.args(arguments);
+        command
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::docker_engine::{TestEngine, is_dead, shared};
+use crate::terminal::Terminal;
 use crate::{SLEEPER, document, reap_own, stderr};
 
 /// Many `docker run` at a time, as many as the machine has processors for.
@@ -209,4 +210,20 @@ fn the_table_says_what_was_done() {
         (&nothing["count"], &nothing["ok"]),
         (&0.into(), &true.into())
     );
+}
+
+#[test]
+fn a_terminal_shows_how_far_it_is() {
+    let Some(engine) = shared() else {
+        return;
+    };
+    // One that does not heed SIGTERM: there is something to wait for.
+    engine.run(&[], SLEEPER);
+    let filter = format!("label={}", engine.label);
+    let command = engine.reap_command(&["--filter", &filter, "--grace", "1s"]);
+    let mut terminal = Terminal::new();
+    let mut reap = terminal.run(&command);
+    terminal.see("0 of 1 proven dead");
+    terminal.see("PROVEN DEAD");
+    assert_eq!(reap.wait().unwrap().code(), Some(0));
 }

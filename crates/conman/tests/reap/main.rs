@@ -9,6 +9,9 @@ mod kills;
 mod refusals;
 mod silent;
 
+#[path = "../terminal/mod.rs"]
+mod terminal;
+
 use std::process::Output;
 
 use docker_engine::TestEngine;

@@ -13,3 +13,6 @@ mod lives;
 mod refusals;
 mod service;
 mod shell;
+
+#[path = "../terminal/mod.rs"]
+mod terminal;
