@@ -1,5 +1,6 @@
 //! conman keeps zero or one live container per repl. The map of this crate is `ARCHITECTURE.md`.
 
+pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod clock;

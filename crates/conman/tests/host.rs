@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conman::host::{self, HostMetrics};
-use conman::node::Address;
+use conman::node::{Address, Dialer};
 use conman::runtime::fake::{Call, Fake};
 use conman::store::Store;
 use conman::store::memory::{Calls, Memory, Misbehaviour, Txns};
@@ -72,6 +72,7 @@ impl Fleet {
             boot_id: "boot".into(),
             drains: host::Drains::default(),
             notices: host::Notices::default(),
+            dialer: Dialer::default(),
         };
         let stop = CancellationToken::new();
         let mut registry = prometheus_client::registry::Registry::default();
@@ -103,7 +104,7 @@ impl Fleet {
 
 impl Host {
     async fn call(&self, path: &str, body: Value) -> (u16, Bytes, http::Response<()>) {
-        let stream = self.address.connect().await.unwrap();
+        let stream = Dialer::default().connect(&self.address).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
@@ -132,7 +133,7 @@ impl Host {
     }
 
     async fn port(&self, name: &str, epoch: u64) -> TokioIo<hyper::upgrade::Upgraded> {
-        let stream = self.address.connect().await.unwrap();
+        let stream = Dialer::default().connect(&self.address).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
@@ -235,7 +236,7 @@ async fn a_restarted_conman_adopts_what_its_keeper_holds() {
 /// The first connection may come before the new process listens.
 async fn host_start_eventually(host: &Host, name: &str, epoch: u64) -> u64 {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    while host.address.connect().await.is_err() {
+    while Dialer::default().connect(&host.address).await.is_err() {
         assert!(tokio::time::Instant::now() < deadline);
         tokio::task::yield_now().await;
     }

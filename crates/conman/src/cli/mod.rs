@@ -7,6 +7,7 @@
 //! Raw options become checked values here, once; the modules take only those. An error that reaches the
 //! top is printed here, once, with all its causes, and its kind decides the exit code.
 
+mod certs;
 mod doctor;
 mod escape;
 pub mod exit;
@@ -66,6 +67,8 @@ enum Command {
         #[command(subcommand)]
         command: host::Command,
     },
+    /// Make certificates for the nodes of a small fleet
+    Certs(certs::CertsArgs),
     /// Kill this machine's Docker containers by their PIDs, prove it, and let the engine clean up
     Reap(reap::ReapArgs),
     /// Check what this machine offers, and say what each missing thing costs
@@ -205,6 +208,7 @@ pub fn main() -> Exit {
     let json = match &arguments.command {
         Command::Repl { api, .. } | Command::Host { api, .. } => api.json,
         Command::Reap(args) => args.json,
+        Command::Certs(args) => args.json,
         _ => false,
     };
     let passes_on = matches!(
@@ -255,6 +259,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
         Command::Repl { api, command } => client_runtime()?.block_on(repl::run(api, command)),
         Command::Host { api, command } => client_runtime()?.block_on(host::run(api, command)),
         Command::Reap(args) => client_runtime()?.block_on(reap::run(args, began)),
+        Command::Certs(args) => certs::run(args),
         Command::Doctor(args) => doctor::run(&args),
         // Its own small list of codes is a part of ours.
         Command::Stuck(args) => stuck::run(args).map(|code| match code {

@@ -25,6 +25,7 @@ use super::service::{self, Roles};
 use crate::config::{self, Common, RuntimeKind};
 use crate::gateway::{self, GatewayMetrics, Preemptor};
 use crate::host::{self, HostMetrics};
+use crate::node::{Address, Dialer, Identity};
 use crate::runtime::{self, Kept, RuntimeOptions};
 use crate::store::Store;
 use crate::store::etcd::Etcd;
@@ -114,21 +115,41 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
     let state = &node.common.state;
     std::fs::create_dir_all(state)
         .map_err(|error| CannotStart(format!("make {}: {error}", state.display())))?;
+    let identity = match &node.identity {
+        Some(files) => Some(Arc::new(config::load_identity(files.clone())?)),
+        None => None,
+    };
+    let dialer = Dialer::new(identity.clone());
     let store = open_store(&node.common)?;
     let _watched = watch_over(&store);
     let stop = CancellationToken::new();
     let stopping = CancellationToken::new();
     let mut roles = tokio::task::JoinSet::new();
-    let mut known = Roles::default();
+    let mut known = Roles {
+        dialer: dialer.clone(),
+        ..Roles::default()
+    };
     if let Some(listen) = node.listen {
         let listener = listen_on(listen)?;
-        known.gateway = Some(listener.local_addr().context("look at the port")?);
-        roles.spawn(gateway_role(&node.common, listener, &store, None, &stop)?);
+        let address = listener.local_addr().context("look at the port")?;
+        // Whom only this machine reaches, it need not be shown anything.
+        let identity = identity.filter(|_| !address.ip().is_loopback());
+        known.gateway = Some(match identity {
+            Some(_) => Address::Tls(address.to_string()),
+            None => Address::Tcp(address.to_string()),
+        });
+        let ways = Ways {
+            dialer: dialer.clone(),
+            identity,
+            preemptor: None,
+        };
+        roles.spawn(gateway_role(&node.common, listener, &store, ways, &stop)?);
     }
     if let Some(host) = &node.host {
         let (registration, registered) = watch::channel(None);
         known.host = Some((host.address.clone(), registered));
-        roles.spawn(host_role(&node.common, host, &store, registration, &stop)?);
+        let role = host_role(&node.common, host, &store, &dialer, registration, &stop)?;
+        roles.spawn(role);
     }
     if let Some(manager) = &manager {
         let stopping = stopping.clone();
@@ -142,7 +163,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
             }
             if let (Wanted::Drain, Some(host)) = (wanted, &node.host) {
                 tokio::select! {
-                    () = drain(host) => {}
+                    () = drain(&dialer, host) => {}
                     _ = signals.next() => tracing::warn!("asked again: ending before the drain has"),
                 }
             }
@@ -173,6 +194,7 @@ fn host_role(
     common: &Common,
     host: &config::Host,
     store: &Reached,
+    dialer: &Dialer,
     registration: watch::Sender<Option<Incarnation>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
@@ -188,6 +210,7 @@ fn host_role(
         boot_id: boot_id()?,
         drains: common.drains,
         notices: host.notices.clone(),
+        dialer: dialer.clone(),
     };
     Ok(host::serve(
         config,
@@ -200,12 +223,20 @@ fn host_role(
     ))
 }
 
+/// Who a gateway meets: the hosts, its clients, and the supervisor that it may be a part of.
+#[derive(Default)]
+pub(super) struct Ways {
+    pub(super) dialer: Dialer,
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) preemptor: Option<Arc<dyn Preemptor>>,
+}
+
 /// The gateway's part of this process, whichever command runs it.
 pub(super) fn gateway_role(
     common: &Common,
     listener: TcpListener,
     store: &Reached,
-    preemptor: Option<Arc<dyn Preemptor>>,
+    ways: Ways,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let listener = tokio::net::TcpListener::from_std(listener).context("listen")?;
@@ -216,7 +247,9 @@ pub(super) fn gateway_role(
         domain: DOMAIN.to_owned(),
         park: PARK_MAX,
         session_log: Some(common.session_log.clone()),
-        preemptor,
+        preemptor: ways.preemptor,
+        dialer: ways.dialer,
+        identity: ways.identity,
     };
     Ok(gateway::serve(
         config,
@@ -257,12 +290,6 @@ pub(super) fn listen_on(address: SocketAddr) -> Result<TcpListener, CannotStart>
         };
         CannotStart(format!("listen on {address}: {error}{hint}"))
     })?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(
-            %address,
-            "whoever reaches this address can run anything in every container: there is no authentication"
-        );
-    }
     Ok(listener)
 }
 
@@ -273,8 +300,8 @@ fn boot_id() -> anyhow::Result<String> {
 }
 
 /// Empties the host within what is left for it of the time before the machine goes.
-async fn drain(host: &config::Host) {
-    let drained = super::up::node_client::preempt(&host.address, Some(STOP_MAX));
+async fn drain(dialer: &Dialer, host: &config::Host) {
+    let drained = super::up::node_client::preempt(dialer, &host.address, Some(STOP_MAX));
     match tokio::time::timeout(STOP_MAX, drained).await {
         Ok(Ok(report)) => tracing::info!(
             containers = report.containers,

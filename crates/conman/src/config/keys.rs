@@ -75,6 +75,9 @@ file! {
     host: String,
     host_address: String,
     keeper_socket: PathBuf,
+    node_ca: PathBuf,
+    node_certificate: PathBuf,
+    node_key: PathBuf,
     notice_google: String,
     notice_amazon: String,
     notice_azure: String,
@@ -148,10 +151,16 @@ keys! {
     NodeKeys {
         /// The host's name; without it the node is no host
         host: String = "CONMAN_HOST", "NAME";
-        /// Where the host serves the node API: unix:/path or tcp:host:port [default: a socket in the state directory]
+        /// Where the host serves the node API: unix:/path, tls:host:port, or tcp:host:port of this machine [default: a socket in the state directory]
         host_address: String = "CONMAN_HOST_ADDRESS", "ADDRESS";
         /// Where the host's keeper listens [default: a socket in the state directory]
         keeper_socket: PathBuf = "CONMAN_KEEPER_SOCKET", "PATH";
+        /// Who signs the certificates of the fleet's nodes, in PEM; several, while a CA is changed
+        node_ca: PathBuf = "CONMAN_NODE_CA", "FILE";
+        /// This node's certificate, in PEM; read again when it changes
+        node_certificate: PathBuf = "CONMAN_NODE_CERTIFICATE", "FILE";
+        /// Its key, in PEM
+        node_key: PathBuf = "CONMAN_NODE_KEY", "FILE";
         /// Take notice of preemption from Google Cloud's metadata server: on, off, or where it is [default: off]
         notice_google: String = "CONMAN_NOTICE_GOOGLE", "URL";
         /// The same from Amazon EC2's: spot interruptions and rebalance recommendations [default: off]
@@ -160,7 +169,7 @@ keys! {
         notice_azure: String = "CONMAN_NOTICE_AZURE", "URL";
         /// A file whose appearance is a notice; in it may be when, as in 90s
         notice_file: PathBuf = "CONMAN_NOTICE_FILE", "PATH";
-        /// Where the gateway listens; without it the node is no gateway
+        /// Where the gateway listens; without it the node is no gateway. Beyond this machine, for who shows a certificate
         listen: String = "CONMAN_LISTEN", "ADDRESS";
     }
 }

@@ -9,6 +9,7 @@
 //! exist is wrong too, in the file and among the variables.
 
 mod docker;
+mod identity;
 mod keeper;
 mod keys;
 mod kinds;
@@ -23,13 +24,15 @@ use std::time::Duration;
 use model::id::{HostId, NameError};
 use model::timing::{DRAIN_RESERVE, PREEMPTION_NOTICE};
 
+use self::identity::IdentityKeys;
+pub use self::identity::load_identity;
 pub use self::keeper::{Keeper, KeeperKeys};
 pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
 pub use self::kinds::{LogFormat, Profile, RuntimeKind};
 use self::notices::NoticeKeys;
 pub use self::store::{Store, StoreKey, UrlList};
 use crate::host::{Drains, Notices};
-use crate::node::{Address, BadAddress};
+use crate::node::{Address, BadAddress, Files};
 use crate::runtime::docker::DockerOptions;
 
 /// What is wrong with the configuration.
@@ -166,6 +169,8 @@ pub struct Node {
     pub host: Option<Host>,
     /// Where the gateway listens, if it has that role.
     pub listen: Option<SocketAddr>,
+    /// What it shows to the other nodes.
+    pub identity: Option<Files>,
 }
 
 /// The host's role.
@@ -450,10 +455,19 @@ impl Node {
         if host.is_none() && listen.is_none() {
             return Err(bad("host", "a node needs host, listen, or both"));
         }
+        let identity = IdentityKeys {
+            ca: keys.node_ca,
+            certificate: keys.node_certificate,
+            key: keys.node_key,
+        };
+        let identity = identity.resolve()?;
+        let host_address = host.as_ref().map(|host| &host.address);
+        identity::check(identity.as_ref(), host_address, listen)?;
         Ok(Self {
             common,
             host,
             listen,
+            identity,
         })
     }
 }

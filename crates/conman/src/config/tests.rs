@@ -112,7 +112,7 @@ fn a_node_is_a_host_or_a_gateway_or_both() {
         .map_err(|error| error.to_string())
     };
     assert!(resolve("").unwrap_err().starts_with("host: a node needs"));
-    let gateway = resolve("listen = '0.0.0.0:80'").unwrap();
+    let gateway = resolve("listen = '127.0.0.1:80'").unwrap();
     assert_eq!(gateway.host, None);
     let host = resolve("host = 'h-1'").unwrap().host.unwrap();
     let address = host.address.to_string();
@@ -120,11 +120,49 @@ fn a_node_is_a_host_or_a_gateway_or_both() {
         address,
         "unix:/home/ann/.local/state/conman/sockets/h-1.node"
     );
-    let remote = resolve("host = 'h-1'\nhost_address = 'tcp:10.0.0.1:7000'").unwrap();
+    let identity = "node_ca = '/ca'\nnode_certificate = '/c'\nnode_key = '/k'";
+    let remote = format!("host = 'h-1'\nhost_address = 'tls:10.0.0.1:7000'\n{identity}");
+    let remote = resolve(&remote).unwrap();
     assert_eq!(
         remote.host.unwrap().address.to_string(),
-        "tcp:10.0.0.1:7000"
+        "tls:10.0.0.1:7000"
     );
+    let near = resolve("host = 'h-1'\nhost_address = 'tcp:127.0.0.1:7000'").unwrap();
+    assert_eq!(near.identity, None);
+    resolve(&format!("listen = '0.0.0.0:80'\n{identity}")).unwrap();
+    for (file, expected) in [
+        (
+            "listen = '0.0.0.0:80'",
+            "listen: 0.0.0.0:80 is beyond this machine",
+        ),
+        (
+            "listen = '[::]:80'",
+            "listen: [::]:80 is beyond this machine",
+        ),
+        (
+            "host = 'h'\nhost_address = 'tcp:0.0.0.0:7000'",
+            "host_address: \"tcp:0.0.0.0:7000\" is beyond this machine and without TLS",
+        ),
+        (
+            "host = 'h'\nhost_address = 'tls:10.0.0.1:7000'",
+            "node_certificate: must be given where host_address is",
+        ),
+        (
+            "host = 'h'\nnode_ca = '/x'",
+            "node_certificate: must be given with node_ca",
+        ),
+        (
+            "host = 'h'\nnode_ca = '/x'\nnode_certificate = '/x'",
+            "node_key: must be given with node_certificate",
+        ),
+        (
+            "host = 'h'\nnode_key = '/x'",
+            "node_ca: must be given with node_key",
+        ),
+    ] {
+        let error = resolve(file).unwrap_err();
+        assert!(error.starts_with(expected), "{file}: {error}");
+    }
     let error = resolve("host = 'H 1'").unwrap_err();
     assert!(error.starts_with("host: a name has only"), "{error}");
     let error = resolve("host = 'h'\nhost_address = 'h:1'").unwrap_err();

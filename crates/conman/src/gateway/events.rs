@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Gateway, node_client};
+use crate::node::Dialer;
 
 /// Answers with the stream: first what there is, then what changes.
 pub(super) fn stream(gateway: Arc<Gateway>) -> Response {
@@ -66,7 +67,11 @@ async fn follow_fleet(gateway: Arc<Gateway>, sender: Sender) {
             if send(&sender, &event).await.is_err() {
                 return;
             }
-            let follower = tokio::spawn(follow_host(host.clone(), sender.clone()));
+            let follower = tokio::spawn(follow_host(
+                gateway.config.dialer.clone(),
+                host.clone(),
+                sender.clone(),
+            ));
             known.insert(
                 host.id.clone(),
                 (host.clone(), AbortOnDropHandle::new(follower)),
@@ -79,8 +84,8 @@ async fn follow_fleet(gateway: Arc<Gateway>, sender: Sender) {
     }
 }
 
-async fn follow_host(host: Host, sender: Sender) {
-    let stream = node_client::stream(&host, Method::GET, "/node/v1/events", None::<&()>);
+async fn follow_host(dialer: Dialer, host: Host, sender: Sender) {
+    let stream = node_client::stream(&dialer, &host, Method::GET, "/node/v1/events", None::<&()>);
     let mut body = match stream.await {
         Ok(stream) => stream.body,
         // A host that is not there tells by a change of its key when it is.

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::error::ApiError;
 use super::pool::Server;
 use super::{Gateway, api, proxy};
+use crate::node::{Arrival, Stream};
 
 /// The most that all of a request's headers may have.
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
@@ -69,6 +70,14 @@ async fn serve_client(
         tracing::debug!(%error, "a client that is gone already");
         return;
     }
+    let stream = match &gateway.config.identity {
+        None => Arrival::Plain(Stream::Tcp(stream)),
+        Some(identity) => Arrival::Tls(stream, Arc::clone(identity)),
+    };
+    let stream = match stream.admit().await {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "a client without a certificate of the fleet"),
+    };
     let service = service_fn(move |request| {
         let (gateway, router) = (gateway.clone(), router.clone());
         async move {

@@ -45,6 +45,7 @@ pub use self::metrics::GatewayMetrics;
 use self::pool::Pool;
 use self::router::Router;
 use self::session_log::SessionLog;
+use crate::node::{Dialer, Identity};
 use crate::store::Store;
 
 /// Plays the loss of a machine: only whoever started a host's processes can kill them.
@@ -65,6 +66,10 @@ pub struct Config {
     pub session_log: Option<PathBuf>,
     /// Plays the loss of machines, where that is possible.
     pub preemptor: Option<Arc<dyn Preemptor>>,
+    /// The way to the hosts.
+    pub dialer: Dialer,
+    /// What clients are shown, who must then show a certificate of the fleet too; `None` for anybody.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl std::fmt::Debug for Config {
@@ -110,7 +115,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let log = SessionLog::open(config.session_log.as_deref())?;
     let fleet = Fleet::follow(store.clone()).await?;
-    let router = Router::start(store.clone(), fleet.clone());
+    let router = Router::start(store.clone(), fleet.clone(), config.dialer.clone());
     let gateway = Arc::new(Gateway {
         config,
         store,

@@ -14,7 +14,7 @@ use model::wire::node::{NodeRefusal, OPEN_EPOCH, OPEN_LOAD, OpenRequest, UPGRADE
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::node::Address;
+use crate::node::{Address, Dialer};
 
 /// Why a host gave nothing.
 #[derive(Debug)]
@@ -53,14 +53,14 @@ pub(super) struct Opened {
     pub(super) stream: Option<Upgraded>,
 }
 
-async fn connect(host: &Host) -> Result<SendRequest<Full<Bytes>>, NodeError> {
+async fn connect(dialer: &Dialer, host: &Host) -> Result<SendRequest<Full<Bytes>>, NodeError> {
     let address: Address = host
         .record
         .address
         .parse()
         .map_err(|error| NodeError::Unreachable(format!("{error}")))?;
-    let stream = address
-        .connect()
+    let stream = dialer
+        .connect(&address)
         .await
         .map_err(|error| NodeError::Unreachable(error.to_string()))?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;
@@ -103,8 +103,12 @@ fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
 }
 
 /// Asks for a way into a repl's container.
-pub(super) async fn open(host: &Host, ask: &OpenRequest) -> Result<Opened, NodeError> {
-    let mut sender = connect(host).await?;
+pub(super) async fn open(
+    dialer: &Dialer,
+    host: &Host,
+    ask: &OpenRequest,
+) -> Result<Opened, NodeError> {
+    let mut sender = connect(dialer, host).await?;
     let mut request = request(host, Method::POST, "/node/v1/open", encode(ask))?;
     let headers = request.headers_mut();
     headers.insert(
@@ -135,12 +139,13 @@ pub(super) async fn open(host: &Host, ask: &OpenRequest) -> Result<Opened, NodeE
 
 /// One call of the node API with a JSON answer.
 pub(super) async fn call<T: DeserializeOwned>(
+    dialer: &Dialer,
     host: &Host,
     method: Method,
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<T, NodeError> {
-    let body = stream(host, method, path, body).await?.body;
+    let body = stream(dialer, host, method, path, body).await?.body;
     let bytes = body.collect().await?.to_bytes();
     let bytes = if bytes.is_empty() {
         Bytes::from_static(b"null")
@@ -159,12 +164,13 @@ pub(super) struct Stream {
 
 /// One call of the node API whose answer is a stream of bytes.
 pub(super) async fn stream(
+    dialer: &Dialer,
     host: &Host,
     method: Method,
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<Stream, NodeError> {
-    let mut sender = connect(host).await?;
+    let mut sender = connect(dialer, host).await?;
     let body = body.map_or_else(Bytes::new, encode);
     let answer = sender
         .send_request(request(host, method, path, body)?)

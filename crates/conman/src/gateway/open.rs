@@ -37,7 +37,7 @@ impl Gateway {
     ) -> Result<T, NodeError> {
         let ended = || NodeError::Unreachable("its registration has ended".to_owned());
         tokio::select! {
-            answer = node_client::call(host, Method::POST, path, body) => answer,
+            answer = node_client::call(&self.config.dialer, host, Method::POST, path, body) => answer,
             () = self.fleet.ended(host.id.clone(), host.incarnation) => Err(ended()),
         }
     }

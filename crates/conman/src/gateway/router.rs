@@ -27,6 +27,7 @@ use super::fleet::{Fleet, Hosts, decode};
 use super::node_client::{self, NodeError, Opened};
 use super::open::Way;
 use crate::clock;
+use crate::node::Dialer;
 use crate::store::Store;
 
 type Answer = oneshot::Sender<Result<Way, NoWay>>;
@@ -77,12 +78,13 @@ impl Drop for Waiting<'_> {
 
 impl Router {
     /// Starts the task.
-    pub(super) fn start(store: Arc<dyn Store>, fleet: Arc<Fleet>) -> Self {
+    pub(super) fn start(store: Arc<dyn Store>, fleet: Arc<Fleet>, dialer: Dialer) -> Self {
         let (sender, inputs) = mpsc::unbounded_channel();
         let driver = Driver {
             router: routing::Router::default(),
             store,
             fleet,
+            dialer,
             inputs: sender.clone(),
             callers: HashMap::new(),
         };
@@ -134,6 +136,7 @@ struct Driver {
     router: routing::Router,
     store: Arc<dyn Store>,
     fleet: Arc<Fleet>,
+    dialer: Dialer,
     inputs: mpsc::UnboundedSender<Input>,
     callers: HashMap<Ticket, Caller>,
 }
@@ -230,7 +233,7 @@ impl Driver {
                     epoch,
                     deadline,
                 } => {
-                    let inputs = self.inputs.clone();
+                    let (inputs, dialer) = (self.inputs.clone(), self.dialer.clone());
                     let Some(caller) = self.callers.get_mut(&ticket) else {
                         continue;
                     };
@@ -242,7 +245,7 @@ impl Driver {
                         wait_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
                     };
                     caller.ask = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                        let answer = node_client::open(&host, &request).await;
+                        let answer = node_client::open(&dialer, &host, &request).await;
                         let answer = answer.map_err(|error| said(error, &host.id));
                         let _ = inputs.send(Input::Answered {
                             ticket,

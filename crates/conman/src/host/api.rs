@@ -50,8 +50,8 @@ const HEADERS_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn serve(listener: Listener, node: Node) {
     let service = TowerToHyperService::new(router(node));
     loop {
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
+        let arrival = match listener.accept().await {
+            Ok(arrival) => arrival,
             Err(error) => {
                 // Out of descriptors, most likely: some are given back as sessions end.
                 tracing::warn!(%error, "accept a node's connection");
@@ -59,12 +59,17 @@ pub(super) async fn serve(listener: Listener, node: Node) {
                 continue;
             }
         };
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_PATIENCE)
-            .serve_connection(TokioIo::new(stream), service.clone())
-            .with_upgrades();
+        let service = service.clone();
         tokio::spawn(async move {
+            let stream = match arrival.admit().await {
+                Ok(stream) => stream,
+                Err(error) => return tracing::debug!(%error, "one who is no node"),
+            };
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADERS_PATIENCE)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a node's connection ended");
             }

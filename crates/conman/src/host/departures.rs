@@ -104,8 +104,14 @@ impl Effects {
     async fn tell_heir(self, heir: HostId, repls: Vec<(ReplId, Epoch)>) {
         let count = u32::try_from(repls.len()).unwrap_or(u32::MAX);
         let message = HandedOff { repls };
-        let told: anyhow::Result<HandedOffAnswer> =
-            session::tell(&*self.store, &heir, "handed-off", &message).await;
+        let told: anyhow::Result<HandedOffAnswer> = session::tell(
+            &self.config.dialer,
+            &*self.store,
+            &heir,
+            "handed-off",
+            &message,
+        )
+        .await;
         let started = match told {
             Ok(answer) => answer.started.min(count),
             Err(error) => {
@@ -168,7 +174,13 @@ impl Effects {
     pub(super) async fn tell_what_is_coming(&self, told: Vec<(HostId, Vec<ReplId>)>) {
         let telling = told.into_iter().map(|(heir, repls)| async move {
             let message = Prepare { repls };
-            let told = session::tell::<()>(&*self.store, &heir, "prepare", &message);
+            let told = session::tell::<()>(
+                &self.config.dialer,
+                &*self.store,
+                &heir,
+                "prepare",
+                &message,
+            );
             match tokio::time::timeout(DRAIN_TELL_MAX, told).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {

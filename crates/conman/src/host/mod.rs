@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::actor::Handle;
 pub use self::metrics::HostMetrics;
 pub use self::notice::{Notices, Terminate};
-use crate::node::Address;
+use crate::node::{Address, Dialer};
 use crate::runtime::Runtime;
 use crate::store::Store;
 
@@ -58,6 +58,8 @@ pub struct Config {
     pub drains: Drains,
     /// Whom it believes that its machine is about to be gone.
     pub notices: Notices,
+    /// How it listens, and its way to the other hosts.
+    pub dialer: Dialer,
 }
 
 /// How a host is emptied when the request does not say.
@@ -125,8 +127,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = config
-        .address
-        .listen()
+        .dialer
+        .listen(&config.address)
         .await
         .with_context(|| format!("listen on {}", config.address))?;
     let runtime_events = runtime

@@ -19,7 +19,7 @@ use super::Handle;
 use super::actor::Input;
 use super::live::Live;
 use super::ownership::decode;
-use crate::node::{self, Address};
+use crate::node::{self, Address, Dialer};
 use crate::runtime::{Exit, Runtime};
 use crate::store::Store;
 
@@ -156,6 +156,7 @@ pub(super) async fn carry(upgrade: OnUpgrade, mut container: TcpStream, joined: 
 
 /// Tells a host something, and reads its answer.
 pub(super) async fn tell<T: DeserializeOwned>(
+    dialer: &Dialer,
     store: &dyn Store,
     host: &HostId,
     what: &str,
@@ -167,7 +168,7 @@ pub(super) async fn tell<T: DeserializeOwned>(
         .context("find the host, which is no longer registered")?;
     let record: HostRecord = decode(&item.value).context("read the host's record")?;
     let address: Address = record.address.parse()?;
-    node::ask_json(&address, &format!("/node/v1/{what}"), message).await
+    node::ask_json(dialer, &address, &format!("/node/v1/{what}"), message).await
 }
 
 /// The container that an answer spoke of, if it still runs.

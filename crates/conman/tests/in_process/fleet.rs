@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use conman::gateway::{self, GatewayMetrics};
 use conman::host::{self, HostMetrics};
-use conman::node::Address;
+use conman::node::{Address, Dialer};
 use conman::runtime::fake::Fake;
 use conman::store::Store;
 use conman::store::memory::Memory;
@@ -120,6 +120,8 @@ impl Fleet {
             park: setup.park,
             session_log: Some(directory.path().join("sessions.ndjson")),
             preemptor: None,
+            dialer: Dialer::default(),
+            identity: None,
         };
         let metrics = GatewayMetrics::register(&mut registry);
         let gateway = tokio::spawn(gateway::serve(
@@ -264,6 +266,7 @@ fn start_host(
         boot_id: "boot".into(),
         drains: host::Drains::default(),
         notices: host::Notices::default(),
+        dialer: Dialer::default(),
     };
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);

@@ -82,11 +82,19 @@ impl Drop for Service {
 
 /// One host and a gateway, as the packaged file has them.
 fn configure(directory: &Path) -> String {
+    configure_at(directory, &format!("unix:{}/node", directory.display()), "")
+}
+
+fn free_address() -> std::net::SocketAddr {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = free.local_addr().unwrap();
+    free.local_addr().unwrap()
+}
+
+fn configure_at(directory: &Path, host_address: &str, more: &str) -> String {
+    let listen = free_address();
     let config = format!(
         "state = '{0}/state'\nruntime = 'process'\nhost = 'h1'\nlisten = '{listen}'\n\
-         host_address = 'unix:{0}/node'\nkeeper_socket = '{0}/keeper'\n",
+         host_address = '{host_address}'\nkeeper_socket = '{0}/keeper'\n{more}",
         directory.display()
     );
     std::fs::write(directory.join("conman.toml"), config).unwrap();
@@ -204,4 +212,51 @@ fn a_keeper_that_is_not_told_whose_it_is_says_so() {
         stderr(&output),
         "conman: host: a keeper must be told whose it is (set by --host, CONMAN_HOST, or host in the file)\n"
     );
+}
+
+/// The gateway reaches the host, and the watchdog the node, by showing a certificate; who shows none gets nothing. All of it
+/// goes on with another certificate.
+#[test]
+fn nodes_show_each_other_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let place = directory.to_str().unwrap();
+    let sign = || {
+        let node = ["certs", "node", "h1", "--address", "127.0.0.1"];
+        let there = ["--ca-directory", place, "--directory", place];
+        let signed = run(&[&node[..], &there].concat());
+        assert!(signed.status.success(), "{}", stderr(&signed));
+    };
+    assert!(run(&["certs", "ca", "--directory", place]).status.success());
+    sign();
+    let address = free_address();
+    let keys = format!(
+        "node_ca = '{place}/ca.pem'\nnode_certificate = '{place}/h1.pem'\nnode_key = '{place}/h1-key.pem'\n"
+    );
+    let url = configure_at(directory, &format!("tls:{address}"), &keys);
+    let keeper = Service::start(directory, "keeper", None);
+    assert_eq!(keeper.heard.next(), "READY=1");
+    let node = Service::start(directory, "serve", Some("500000"));
+    node.heard.until("READY=1");
+    ask(&url, &["repl", "create", "web", "--", "sleep", "1000"]);
+    let here = ["repl", "exec", "web", "--", "echo", "here"];
+    assert_eq!(ask(&url, &here), "here\n");
+
+    let plain = format!("http://{address}");
+    let refused = run(&["repl", "ls", "--url", &plain]);
+    assert_ne!(refused.status.code(), Some(0), "{}", stdout(&refused));
+
+    sign();
+    let log = directory.join("serve.log");
+    // The pulse of the watchdog dials anew, and by that sees the new files.
+    loop {
+        node.heard.until("WATCHDOG=1");
+        let log = std::fs::read_to_string(&log).unwrap();
+        if log.contains("the node's certificate was changed") {
+            break;
+        }
+    }
+    assert_eq!(ask(&url, &here), "here\n");
+    node.end(Signal::TERM);
+    keeper.end(Signal::TERM);
 }

@@ -28,7 +28,7 @@ use super::backoff::Backoff;
 use super::node_client;
 use super::process::{self, Process, Role};
 use crate::config::{Up, host_name};
-use crate::node::Address;
+use crate::node::{Address, Dialer};
 
 /// What the supervisor is asked to do.
 #[derive(Debug)]
@@ -248,7 +248,9 @@ impl Fleet {
         let host = host.clone();
         // Beside the supervisor: a host that does not answer must not stop it.
         tokio::spawn(async move {
-            let drained = tokio::time::timeout_at(due, node_client::preempt(&address, None));
+            let dialer = Dialer::default();
+            let drained =
+                tokio::time::timeout_at(due, node_client::preempt(&dialer, &address, None));
             let answer = match drained.await {
                 Ok(Ok(report)) => {
                     tracing::info!(%host, ?report, "drained");

@@ -40,7 +40,7 @@ use self::lock::StateLock;
 pub(super) use self::lock::join_members;
 use super::exit::{CannotStart, Exit};
 use super::serve::{
-    gateway_role, listen_on, open_store, raise_open_files, runtime_options, watch_over,
+    Ways, gateway_role, listen_on, open_store, raise_open_files, runtime_options, watch_over,
 };
 use crate::config::{self, Common, Host, RuntimeKind, Up, host_name};
 use crate::gateway::Preemptor;
@@ -85,6 +85,12 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     wait_for_earlier(&up.common.state).await?;
     let listener = listen_on(up.listen)?;
     let address = listener.local_addr().context("look at the listener")?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "whoever reaches this address can run anything in every container: there is no authentication"
+        );
+    }
     let mut etcd = match up.common.store {
         config::Store::Etcd(_) => Some(Etcd::start(&up.common.state, up.restart)?),
         config::Store::Sqlite(_) => None,
@@ -109,8 +115,11 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
         Fleet::start(up.clone()).map_err(|error| CannotStart(format!("start a host: {error}")))?;
     let (orders, mut ordered) = mpsc::channel(16);
     let stop = CancellationToken::new();
-    let drills = Arc::new(Drills { orders });
-    let gateway = gateway_role(&up.common, listener, &store, Some(drills), &stop)?;
+    let ways = Ways {
+        preemptor: Some(Arc::new(Drills { orders })),
+        ..Ways::default()
+    };
+    let gateway = gateway_role(&up.common, listener, &store, ways, &stop)?;
     let mut gateway = tokio::spawn(gateway);
     let outcome = tokio::select! {
         signal = &mut asked => {

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use model::wire::node::{DrainCause, DrainReport, DrainRequest};
 
-use crate::node::{self, Address};
+use crate::node::{self, Address, Dialer};
 
 /// Empties a host whose machine is about to be gone, within `budget` or what is left of the notice; comes back
 /// when that is over.
 pub(in crate::cli) async fn preempt(
+    dialer: &Dialer,
     address: &Address,
     budget: Option<Duration>,
 ) -> anyhow::Result<DrainReport> {
@@ -18,5 +19,5 @@ pub(in crate::cli) async fn preempt(
         budget_ms: budget.map(milliseconds),
         ..DrainRequest::default()
     };
-    node::ask_json(address, "/node/v1/drain", &request).await
+    node::ask_json(dialer, address, "/node/v1/drain", &request).await
 }

@@ -142,7 +142,13 @@ impl Gateway {
         hosts: impl Iterator<Item = &Host>,
     ) -> Vec<HostStatus> {
         let asked = hosts.map(|host| async move {
-            let status = node_client::call(host, Method::GET, "/node/v1/status", None::<&()>);
+            let status = node_client::call(
+                &self.config.dialer,
+                host,
+                Method::GET,
+                "/node/v1/status",
+                None::<&()>,
+            );
             tokio::time::timeout(STATUS_PATIENCE, status)
                 .await
                 .ok()?

@@ -131,7 +131,14 @@ pub(in crate::gateway) async fn logs(
     let body = match gateway.live_owner(&id).await? {
         Some((owner, host)) => {
             let path = format!("/node/v1/logs/{id}?epoch={}&follow={follow}", owner.epoch);
-            let output = node_client::stream(&host, Method::GET, &path, None::<&()>).await;
+            let output = node_client::stream(
+                &gateway.config.dialer,
+                &host,
+                Method::GET,
+                &path,
+                None::<&()>,
+            )
+            .await;
             let output = output.map_err(|error| error.into_refusal(&host.id))?;
             Body::new(output.body)
         }
@@ -150,7 +157,13 @@ async fn last_output(gateway: &Gateway, id: &ReplId, created: Revision) -> Optio
     let hosts = gateway.fleet.now();
     let path = format!("/node/v1/logs/{id}");
     let asked = hosts.values().map(|host| {
-        let asked = node_client::stream(host, Method::GET, &path, None::<&()>);
+        let asked = node_client::stream(
+            &gateway.config.dialer,
+            host,
+            Method::GET,
+            &path,
+            None::<&()>,
+        );
         tokio::time::timeout(STATUS_PATIENCE, asked)
     });
     let answered = futures_util::future::join_all(asked).await;

@@ -76,10 +76,11 @@ pub(in crate::gateway) async fn openapi() -> Response {
 )]
 pub(in crate::gateway) async fn metrics(State(gateway): Shared) -> Response {
     let fleet = gateway.fleet.now();
+    let dialer = &gateway.config.dialer;
     let asked = fleet.values().map(|host| async move {
         let text = async {
             let path = "/node/v1/metrics";
-            let stream = node_client::stream(host, Method::GET, path, None::<&()>).await?;
+            let stream = node_client::stream(dialer, host, Method::GET, path, None::<&()>).await?;
             let bytes = http_body_util::BodyExt::collect(stream.body)
                 .await?
                 .to_bytes();

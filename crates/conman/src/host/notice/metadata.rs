@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, heade
 use http_body_util::Full;
 
 use super::SourceError;
-use crate::node::{self, Address};
+use crate::node::{self, Address, Dialer};
 
 /// How long a service may take that answers at once.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,8 @@ impl<'a> Question<'a> {
         patience: Duration,
     ) -> Result<Response<Bytes>, SourceError> {
         let request = self.request(address)?;
-        match tokio::time::timeout(patience, node::ask(address, request)).await {
+        match tokio::time::timeout(patience, node::ask(&Dialer::default(), address, request)).await
+        {
             Ok(answer) => answer.map_err(|error| SourceError::Unreachable(format!("{error:#}"))),
             Err(_) => Err(SourceError::Unreachable("no answer in time".to_owned())),
         }
@@ -46,7 +47,7 @@ impl<'a> Question<'a> {
     fn request(self, address: &Address) -> Result<Request<Full<Bytes>>, SourceError> {
         let foreign = |error: &dyn std::fmt::Display| SourceError::Foreign(error.to_string());
         let host = match address {
-            Address::Tcp(place) => place.as_str(),
+            Address::Tcp(place) | Address::Tls(place) => place.as_str(),
             Address::Unix(_) => "metadata",
         };
         let mut request = Request::builder()

@@ -1,10 +1,15 @@
 //! Where a node is, and how to get there: the addresses of the node API.
 
+mod identity;
+
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -15,19 +20,24 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::TlsStream;
 
-/// The address of a node: `unix:/path` or `tcp:host:port`.
+pub use self::identity::{Files, Identity, IdentityError};
+
+/// The address of a node: `unix:/path`, `tls:host:port` or `tcp:host:port`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A Unix socket on this machine.
     Unix(PathBuf),
     /// A TCP host and port.
     Tcp(String),
+    /// A TCP host and port where both sides show a certificate of the fleet.
+    Tls(String),
 }
 
 /// A text that is no node's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is neither \"unix:/path\" nor \"tcp:host:port\"")]
+#[error("{0:?} is not \"unix:/path\", \"tls:host:port\" or \"tcp:host:port\"")]
 pub struct BadAddress(String);
 
 impl FromStr for Address {
@@ -37,6 +47,7 @@ impl FromStr for Address {
         match text.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Ok(Address::Unix(path.into())),
             Some(("tcp", place)) if place.contains(':') => Ok(Address::Tcp(place.to_owned())),
+            Some(("tls", place)) if place.contains(':') => Ok(Address::Tls(place.to_owned())),
             _ => Err(BadAddress(text.to_owned())),
         }
     }
@@ -47,22 +58,43 @@ impl fmt::Display for Address {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
             Address::Tcp(place) => write!(f, "tcp:{place}"),
+            Address::Tls(place) => write!(f, "tls:{place}"),
         }
     }
 }
 
-impl Address {
+/// The way to other nodes: with a certificate to show, where this one has one.
+#[derive(Debug, Clone, Default)]
+pub struct Dialer {
+    identity: Option<Arc<Identity>>,
+}
+
+impl Dialer {
+    /// Without an identity, only `unix:` and `tcp:` addresses can be reached.
+    pub fn new(identity: Option<Arc<Identity>>) -> Self {
+        Self { identity }
+    }
+
     /// Connects.
     ///
     /// # Errors
-    /// The operating system's.
-    pub async fn connect(&self) -> std::io::Result<Stream> {
-        Ok(match self {
+    /// The operating system's, and when one of the two sides does not take the other's certificate.
+    pub async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        let tcp = async |place: &str| {
+            let stream = TcpStream::connect(place).await?;
+            stream.set_nodelay(true)?;
+            io::Result::Ok(stream)
+        };
+        Ok(match address {
             Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
-            Address::Tcp(place) => {
-                let stream = TcpStream::connect(place).await?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
+            Address::Tcp(place) => Stream::Tcp(tcp(place).await?),
+            Address::Tls(place) => {
+                let identity = self.identity()?;
+                let host = place.rsplit_once(':').map_or(&**place, |(host, _)| host);
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let connected = identity.connect(host, tcp(place).await?);
+                let connected = tokio::time::timeout(HANDSHAKE_MAX, connected).await;
+                Stream::Tls(Box::new(connected.map_err(io::Error::from)??))
             }
         })
     }
@@ -71,11 +103,11 @@ impl Address {
     ///
     /// # Errors
     /// The operating system's.
-    pub async fn listen(&self) -> std::io::Result<Listener> {
-        Ok(match self {
+    pub async fn listen(&self, address: &Address) -> io::Result<Listener> {
+        Ok(match address {
             Address::Unix(path) => {
                 match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         return Err(error);
                     }
                     _ => {}
@@ -83,20 +115,34 @@ impl Address {
                 Listener::Unix(UnixListener::bind(path)?)
             }
             Address::Tcp(place) => Listener::Tcp(TcpListener::bind(place).await?),
+            Address::Tls(place) => {
+                let identity = Arc::clone(self.identity()?);
+                Listener::Tls(TcpListener::bind(place).await?, identity)
+            }
         })
     }
+
+    fn identity(&self) -> io::Result<&Arc<Identity>> {
+        let missing =
+            || io::Error::other("this node has no certificate to show (node_certificate)");
+        self.identity.as_ref().ok_or_else(missing)
+    }
 }
+
+/// How long the two sides of a connection may take to show who they are.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// Asks a server at an address one thing over a connection of its own, and reads the answer to its end.
 ///
 /// # Errors
 /// When it cannot be reached, or breaks off.
 pub async fn ask(
+    dialer: &Dialer,
     address: &Address,
     request: Request<Full<Bytes>>,
 ) -> anyhow::Result<Response<Bytes>> {
-    let stream = address
-        .connect()
+    let stream = dialer
+        .connect(address)
         .await
         .with_context(|| format!("connect to {address}"))?;
     let (mut sender, connection) =
@@ -117,6 +163,7 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// # Errors
 /// As [`ask`]'s, and when it refuses or answers something else.
 pub async fn ask_json<T: DeserializeOwned>(
+    dialer: &Dialer,
     address: &Address,
     path: &str,
     body: &impl Serialize,
@@ -125,7 +172,7 @@ pub async fn ask_json<T: DeserializeOwned>(
         .header(header::HOST, "node")
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
-    let answer = ask(address, request).await?;
+    let answer = ask(dialer, address, request).await?;
     anyhow::ensure!(
         answer.status().is_success(),
         "refused with {}: {}",
@@ -142,22 +189,53 @@ pub enum Listener {
     Unix(UnixListener),
     /// On a TCP port.
     Tcp(TcpListener),
+    /// On a TCP port, for those who show a certificate.
+    Tls(TcpListener, Arc<Identity>),
+}
+
+/// A connection that was taken, before anybody has shown anything.
+#[derive(Debug)]
+pub enum Arrival {
+    /// Nothing is to be shown.
+    Plain(Stream),
+    /// A certificate is.
+    Tls(TcpStream, Arc<Identity>),
 }
 
 impl Listener {
-    /// Takes the next connection.
+    /// Takes the next connection. What is to be shown comes later, so that one who shows nothing holds up nobody.
     ///
     /// # Errors
     /// The operating system's.
-    pub async fn accept(&self) -> std::io::Result<Stream> {
+    pub async fn accept(&self) -> io::Result<Arrival> {
+        let tcp = async |listener: &TcpListener| {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            io::Result::Ok(stream)
+        };
         Ok(match self {
-            Listener::Unix(listener) => Stream::Unix(listener.accept().await?.0),
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
+            Listener::Unix(listener) => Arrival::Plain(Stream::Unix(listener.accept().await?.0)),
+            Listener::Tcp(listener) => Arrival::Plain(Stream::Tcp(tcp(listener).await?)),
+            Listener::Tls(listener, identity) => {
+                Arrival::Tls(tcp(listener).await?, Arc::clone(identity))
             }
         })
+    }
+}
+
+impl Arrival {
+    /// Has it show what is to be shown.
+    ///
+    /// # Errors
+    /// When it does not, in time.
+    pub async fn admit(self) -> io::Result<Stream> {
+        match self {
+            Arrival::Plain(stream) => Ok(stream),
+            Arrival::Tls(stream, identity) => {
+                let shown = tokio::time::timeout(HANDSHAKE_MAX, identity.accept(stream)).await;
+                Ok(Stream::Tls(Box::new(shown.map_err(io::Error::from)??)))
+            }
+        }
     }
 }
 
@@ -168,6 +246,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TCP, both sides known.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 macro_rules! on_either {
@@ -175,6 +255,7 @@ macro_rules! on_either {
         match $self.get_mut() {
             Stream::Unix($stream) => $call,
             Stream::Tcp($stream) => $call,
+            Stream::Tls($stream) => $call,
         }
     };
 }
@@ -184,7 +265,7 @@ impl AsyncRead for Stream {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         on_either!(self, stream => Pin::new(stream).poll_read(context, buffer))
     }
 }
@@ -194,23 +275,23 @@ impl AsyncWrite for Stream {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         on_either!(self, stream => Pin::new(stream).poll_write(context, bytes))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         on_either!(self, stream => Pin::new(stream).poll_flush(context))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         on_either!(self, stream => Pin::new(stream).poll_shutdown(context))
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        bytes: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         on_either!(self, stream => Pin::new(stream).poll_write_vectored(context, bytes))
     }
 
