@@ -46,10 +46,14 @@ pub fn hash(text: &[u8]) -> u64 {
     fold(fold(low ^ K1, high ^ state), K0 ^ text.len() as u64)
 }
 
+/// Places looked at together: half a line of a core's cache.
+const GROUP: usize = 4;
+
 /// A set of hashes that knows its size.
 #[derive(Debug, Clone)]
 pub struct Entities {
-    /// Open addressing; 0 is an empty place, so the hash 0 is taken as 1.
+    /// Open addressing; 0 is an empty place, so the hash 0 is taken as 1. Each hash is in the group that it
+    /// belongs to, or, if that is full, behind it.
     table: Vec<u64>,
     count: usize,
     registers: Vec<u8>,
@@ -75,7 +79,12 @@ impl Entities {
         }
         let hash = hash.max(1);
         let mask = self.table.len() - 1;
-        let mut at = hash as usize & mask;
+        let mut at = group_start(hash, mask);
+        let (groups, _) = self.table.as_chunks::<GROUP>();
+        // Without a branch between the looks: which of them finds it cannot be foreseen.
+        if (groups[at / GROUP].iter()).fold(false, |found, known| found | (*known == hash)) {
+            return;
+        }
         loop {
             match self.table[at] {
                 0 => break,
@@ -90,23 +99,18 @@ impl Entities {
         }
     }
 
-    /// Adds many. The table does not fit a core's caches, so that each look into it waits for memory;
-    /// looking for many at a time lets the waits overlap.
+    /// Adds many. The table does not fit a core's caches, so that each look into it would wait for memory:
+    /// those to come are asked for some time ahead.
     pub fn add_all(&mut self, hashes: &[u64]) {
-        const TOGETHER: usize = 64;
-        for group in hashes.chunks(TOGETHER) {
-            let mut found = [0_u64; TOGETHER];
-            if self.registers.is_empty() {
-                let mask = self.table.len() - 1;
-                for (found, hash) in found.iter_mut().zip(group) {
-                    *found = self.table[(*hash).max(1) as usize & mask];
-                }
+        const AHEAD: usize = 24;
+        for (index, hash) in hashes.iter().enumerate() {
+            // There is no table any more where the number is estimated.
+            if let Some(ahead) = hashes.get(index + AHEAD)
+                && let Some(mask) = self.table.len().checked_sub(1)
+            {
+                prefetch(&self.table[group_start(*ahead, mask)]);
             }
-            for (found, hash) in found.iter().zip(group) {
-                if *found != (*hash).max(1) {
-                    self.add(*hash);
-                }
-            }
+            self.add(*hash);
         }
     }
 
@@ -124,7 +128,7 @@ impl Entities {
         let size = known.len() * 2;
         self.table = vec![0; size];
         for hash in known.into_iter().filter(|hash| *hash != 0) {
-            let mut at = hash as usize & (size - 1);
+            let mut at = group_start(hash, size - 1);
             while self.table[at] != 0 {
                 at = (at + 1) & (size - 1);
             }
@@ -157,6 +161,25 @@ impl Entities {
     pub fn is_exact(&self) -> bool {
         self.registers.is_empty()
     }
+}
+
+/// Asks the processor to bring a value near.
+#[inline]
+fn prefetch(value: &u64) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint about a place that a reference shows to be there; nothing is read.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
+/// Where the group of a hash begins, in a table with this mask.
+#[inline]
+fn group_start(hash: u64, mask: usize) -> usize {
+    hash as usize & mask & !(GROUP - 1)
 }
 
 #[cfg(test)]

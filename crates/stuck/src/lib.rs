@@ -19,6 +19,7 @@ pub mod run;
 pub mod sorter;
 pub mod source;
 pub mod stamp;
+pub mod stencil;
 pub mod summary;
 pub mod template;
 pub mod tracker;

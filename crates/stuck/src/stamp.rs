@@ -77,6 +77,10 @@ impl StampReader {
             && let [b':', s1 @ b'0'..=b'5', s2 @ b'0'..=b'9', ..] = text[16..]
         {
             let seconds = i64::from(s1 - b'0') * 10 + i64::from(s2 - b'0');
+            if let Some(nanoseconds) = microseconds_of_utc(&text[19..]) {
+                let of_minute = seconds * SECOND + nanoseconds;
+                return Some(Stamp::At(LogTime(minute_ns.checked_add(of_minute)?)));
+            }
             let (part, rest) = fraction(&text[19..])?;
             let of_minute = seconds * SECOND + part;
             return self.zoned(minute_ns.checked_add(of_minute)?, rest);
@@ -309,20 +313,22 @@ fn fraction(text: &[u8]) -> Option<(i64, &[u8])> {
     if !matches!(text.first(), Some(b'.' | b',')) {
         return Some((0, text));
     }
-    // Six digits and a `Z` are what most programs write.
-    if let Some(eight) = text.first_chunk()
-        && !text[7].is_ascii_digit()
-    {
-        const ZERO: u64 = u64::from_le_bytes(*b"000000\0\0");
-        let letters = (u64::from_le_bytes(*eight) >> 8 & 0xFFFF_FFFF_FFFF) ^ ZERO;
-        if are_digits(letters) {
-            let pairs = pairs(letters);
-            let pair = |at: u32| i64::from((pairs >> (8 * at)) as u8);
-            let microseconds = (pair(0) * 100 + pair(2)) * 100 + pair(4);
-            return Some((microseconds * 1_000, &text[7..]));
-        }
-    }
     digits_of_fraction(&text[1..])
+}
+
+/// The nanoseconds of `.123456Z`, which is what most programs write.
+#[inline]
+fn microseconds_of_utc(text: &[u8]) -> Option<i64> {
+    const ZERO: u64 = u64::from_le_bytes(*b".000000Z");
+    // Nothing is left of the point and the `Z`.
+    let letters = u64::from_le_bytes(text.try_into().ok()?) ^ ZERO;
+    if letters & 0xFF00_0000_0000_00FF != 0 || !are_digits(letters) {
+        return None;
+    }
+    let pairs = pairs(letters >> 8);
+    let pair = |at: u32| i64::from((pairs >> (8 * at)) as u8);
+    let microseconds = (pair(0) * 100 + pair(2)) * 100 + pair(4);
+    Some(microseconds * 1_000)
 }
 
 fn digits_of_fraction(text: &[u8]) -> Option<(i64, &[u8])> {

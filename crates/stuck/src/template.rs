@@ -3,13 +3,15 @@
 //! A program writes its log lines with the same keys in the same order, so that between one line and
 //! the next only the values differ. A template is the text between the values, and which values the
 //! query wants. A line that fits it is proven to be JSON with nothing left over, for the price of a
-//! few comparisons and one search for each string's end. A line that does not fit goes to the full
-//! scanner, so that templates change the speed and never the answer.
+//! few comparisons and one search for each string's end, and for fewer still where its values are as long
+//! as those of a line before it ([`Stencil`]). A line that does not fit goes to the full scanner, so that
+//! templates change the speed and never the answer.
 
 use crate::{
     block::{self, Block},
     json::{Scalar, bare_kind},
     record::{Kind, Record},
+    stencil::{Part, Stencil},
 };
 
 /// Shapes kept at once: a program has few log statements that matter here.
@@ -20,6 +22,12 @@ const LEARNED_MAX: u32 = 64;
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// How much of a string is looked at here before the search for long ones is called.
 const SHORT_BYTES: usize = 64;
+
+/// Lines in a row that the stencil may prove in part alone before it is cast anew, at first: for a log whose
+/// values change their lengths all the time, casting would cost more than it saves.
+const PATIENCE: u32 = 4;
+/// The same at most.
+const PATIENCE_MAX: u32 = 1 << 12;
 
 /// A fixed text, laid out for comparing sixteen bytes at once.
 #[derive(Debug, Clone)]
@@ -69,6 +77,14 @@ struct Step {
 struct Template {
     steps: Vec<Step>,
     after: Fixed,
+    stencil: Stencil,
+    /// Where the stencil has the steps' values, and what they are.
+    places: Vec<(usize, usize, Kind)>,
+    /// The same of those that are asked for, with their slots.
+    wanted: Vec<(usize, Kind, usize, usize)>,
+    /// Lines in a row that the stencil did not prove whole, and how many of them are too many.
+    missed: u32,
+    patience: u32,
 }
 
 impl Template {
@@ -87,14 +103,37 @@ impl Template {
         Some(Self {
             steps,
             after: Fixed::new(line.get(from..)?),
+            stencil: Stencil::default(),
+            places: Vec::new(),
+            wanted: Vec::new(),
+            missed: 0,
+            patience: PATIENCE,
         })
     }
 
     /// The length of the line at the start of the text, if it fits.
     #[inline]
     fn fits(&mut self, text: &[u8], record: &mut Record) -> Option<usize> {
-        let mut at = 0;
-        for step in &mut self.steps {
+        let agreed = self.stencil.agreed(text);
+        if agreed == self.stencil.length() && agreed > 0 {
+            for &(slot, kind, start, end) in &self.wanted {
+                record.put(slot, kind, start, end);
+            }
+            self.missed = 0;
+            return is_line_end(text.get(agreed..)?).then_some(agreed);
+        }
+        let (mut at, mut proven) = (0, 0);
+        for (step, &(start, end, kind)) in self.steps.iter().zip(&self.places) {
+            // What ends a value must have been seen as well.
+            if end >= agreed {
+                break;
+            }
+            if let Some(slot) = step.slot {
+                record.put(slot, kind, start, end);
+            }
+            (at, proven) = (end, proven + 1);
+        }
+        for step in &mut self.steps[proven..] {
             let rest = text.get(at..)?;
             if !step.before.begins(rest) {
                 return None;
@@ -123,11 +162,51 @@ impl Template {
             return None;
         }
         let end = at + self.after.length;
-        match text.get(end..)? {
-            [] | [b'\n', ..] | [b'\r'] | [b'\r', b'\n', ..] => Some(end),
-            _ => None,
+        if !is_line_end(text.get(end..)?) {
+            return None;
         }
+        self.missed += 1;
+        if self.missed >= self.patience {
+            self.cast(&text[..end], proven);
+        }
+        Some(end)
     }
+
+    /// Makes the stencil anew from a line that fits, of which it proved so many values.
+    #[cold]
+    fn cast(&mut self, line: &[u8], proven: usize) {
+        self.missed = 0;
+        self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        for (step, (start, end, _)) in self.steps.iter_mut().zip(&self.places).take(proven) {
+            step.length = end - start;
+        }
+        self.places.clear();
+        self.wanted.clear();
+        let (mut at, mut parts) = (0, Vec::new());
+        for step in &self.steps {
+            let start = at + step.before.length;
+            at = start + step.length;
+            let value = &line[start..at];
+            let (part, kind) = match step.is_text {
+                true => (Part::Text, Kind::Text),
+                false if value.iter().all(u8::is_ascii_digit) => (Part::Number, Kind::Number),
+                // Anything else, such as `null` or `-1.5`, is taken as it stands in this line.
+                false => (Part::Fixed, bare_kind(value).unwrap_or(Kind::Null)),
+            };
+            parts.extend([(Part::Fixed, step.before.length), (part, step.length)]);
+            self.places.push((start, at, kind));
+            self.wanted
+                .extend(step.slot.map(|slot| (slot, kind, start, at)));
+        }
+        parts.push((Part::Fixed, self.after.length));
+        self.stencil = Stencil::new(line, parts.into_iter()).unwrap_or_default();
+    }
+}
+
+/// Whether the line ends before this text.
+#[inline]
+fn is_line_end(text: &[u8]) -> bool {
+    matches!(text, [] | [b'\n', ..] | [b'\r'] | [b'\r', b'\n', ..])
 }
 
 /// The length of a string up to its closing quote; `None` when there is none in this line, or an escape
@@ -243,7 +322,7 @@ mod tests {
         /// through the scanner, and is refused by both alike.
         #[test]
         fn templates_never_change_the_answer(lines in prop::collection::vec(
-            r#"\{"a":("[xy\\n]{0,3}"|[0-9]{1,3}|null|-1.5),"b":\{"c":("[xy]{0,20}"|true)\},"d":\[[12]?\]\}?"#, 1..20)
+            r#"\{"a":("[xy\\n]{0,3}"|[0-9]{1,3}|null|-1.5),"b":\{"c":("[xy]{0,20}"|true)\},"d":\[[12]?\]\}?"#, 1..60)
         ) {
             let paths = ["a".to_owned(), "b.c".to_owned(), "d".to_owned()];
             let mut scanner = JsonScanner::new(&paths);
