@@ -55,6 +55,9 @@ pub struct World {
 
 pub const EVENT_MAX: Duration = Duration::from_secs(10);
 
+/// How far ahead keepers are armed, where a test does not say otherwise.
+pub const ARMED: Duration = Duration::from_secs(50);
+
 pub fn this_machine() -> Mounts {
     Mounts::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap())
 }
@@ -63,7 +66,7 @@ impl World {
     /// With a keeper that is connected and armed; `None`, with the reason said, where that cannot be.
     pub async fn new(kind: Kind) -> Option<Self> {
         let mut world = Self::unarmed(kind).await?;
-        world.arm_for(Duration::from_secs(50)).await;
+        world.arm_for(ARMED).await;
         world.events.try_recv().expect_err("no event is due");
         Some(world)
     }

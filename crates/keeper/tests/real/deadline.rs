@@ -5,21 +5,25 @@ use std::time::{Duration, Instant};
 use model::wire::keeper::*;
 use rustix::process::Signal;
 
-use crate::harness::{Host, PATIENCE, boot_now, id, is_root, processes_of};
+use crate::harness::{Client, Host, PATIENCE, Running, boot_now, id, is_root, processes_of};
 
 /// The containers do what they can to live on.
 const STUBBORN: &str = "trap '' TERM INT HUP; (setsid sleep 1000 &); sleep 1000; sleep 1000";
 
-fn start_some(host: &mut Host) -> (crate::harness::Client, Vec<crate::harness::Running>) {
+fn start_some(host: &mut Host) -> (Client, Vec<Running>) {
     let mut client = host.armed_client();
-    let all = (0..10)
+    let all = start_ten(host, &mut client);
+    (client, all)
+}
+
+fn start_ten(host: &mut Host, client: &mut Client) -> Vec<Running> {
+    (0..10)
         .map(|number| {
             let id = id(&format!("r{number}"), 1);
             let launch = host.native_launch(&id, STUBBORN);
             client.start(id, launch)
         })
-        .collect();
-    (client, all)
+        .collect()
 }
 
 #[test]
@@ -43,18 +47,26 @@ fn a_stopped_keeper_and_its_containers_die_at_the_deadline() {
     if !is_root() {
         return;
     }
+    // How long it takes on this machine to start them, and to kill them by hand.
+    let mut host = Host::native();
+    let from = Instant::now();
+    let (_client, all) = start_some(&mut host);
+    let start = from.elapsed();
+    let from = Instant::now();
+    host.signal_keeper(Signal::KILL);
+    for running in &all {
+        running.await_dead();
+    }
+    let by_hand = from.elapsed();
+    host.await_keepers_end();
+
     let mut host = Host::native();
     // Without the long deadline of the other tests, which could not be taken back.
     let mut client = host.client();
-    let armed = client.arm(Duration::from_millis(1_500));
-    let all: Vec<_> = (0..10)
-        .map(|number| {
-            let id = id(&format!("r{number}"), 1);
-            let launch = host.native_launch(&id, STUBBORN);
-            client.start(id, launch)
-        })
-        .collect();
-    let deadline = client.arm(Duration::from_millis(1_500));
+    let ahead = Duration::from_millis(1_500).max(3 * start);
+    let armed = client.arm(ahead);
+    let all = start_ten(&mut host, &mut client);
+    let deadline = client.arm(ahead);
     assert!(deadline > armed);
     host.signal_keeper(Signal::STOP);
     for running in &all {
@@ -63,9 +75,13 @@ fn a_stopped_keeper_and_its_containers_die_at_the_deadline() {
     let last = boot_now();
     assert!(last >= deadline, "dead before the deadline");
     let late = last.since(deadline);
-    eprintln!("all of 10 containers dead {late:?} after the deadline");
-    // The protocol's bound, on a machine that runs other tests.
-    assert!(late < model::timing::KILL_BOUND, "{late:?}");
+    eprintln!(
+        "all of 10 containers dead {late:?} after the deadline, {by_hand:?} after a kill by hand"
+    );
+    // The protocol's bound, on a machine that runs other tests; on one that is too slow for it, as an emulated one, what it
+    // takes there by hand.
+    let bound = model::timing::KILL_BOUND.max(2 * by_hand);
+    assert!(late < bound, "{late:?} late, {by_hand:?} by hand");
     host.await_keepers_end();
     host.prove_nothing_left();
 }
@@ -112,7 +128,7 @@ fn sigterm_kills_all_and_ends_well() {
     let (_client, all) = start_some(&mut host);
     let directory_gone = host.path("k.sock.keeper");
     host.end();
-    assert!(all.iter().all(crate::harness::Running::is_dead));
+    assert!(all.iter().all(Running::is_dead));
     assert!(!directory_gone.exists());
 }
 

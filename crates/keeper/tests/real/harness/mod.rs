@@ -19,6 +19,9 @@ pub(crate) use commands::*;
 /// No single step of a test takes longer, on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How far ahead keepers are armed, where a test does not say otherwise.
+pub(crate) const ARMED: Duration = Duration::from_secs(59);
+
 /// Each keeper of a test run has ids of its own.
 static KEEPERS: AtomicU32 = AtomicU32::new(0);
 
@@ -114,7 +117,7 @@ impl Host {
     /// A client that has armed a deadline a minute ahead.
     pub(crate) fn armed_client(&self) -> Client {
         let mut client = self.client();
-        client.arm(Duration::from_secs(59));
+        client.arm(ARMED);
         client
     }
 
