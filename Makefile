@@ -77,3 +77,12 @@ drill-systemd: release ## the package on a real systemd that shuts down under 20
 .PHONY: differential-stuck
 differential-stuck: ## the stuck report against DuckDB on a million lines of every format
 	scripts/differential-stuck
+
+.PHONY: drill-fleet
+drill-fleet: release ## three nodes, etcd and a load balancer in namespaces: upgrades, nodes, certificates, members, a restore; figures in target/figures/fleet.json
+	scripts/setup fleet
+	scripts/drill-fleet
+
+.PHONY: differential-store
+differential-store: ## many more traces on memory, SQLite and etcd than make test has; SEED=7 for others
+	CONMAN_TEST_DIFFERENTIAL_CASES=500 CONMAN_TEST_SEED=$(or $(SEED),1) scripts/etcd run cargo nextest run --package conman --lib --locked differential
