@@ -46,6 +46,10 @@ bench: ## what a user waits for, beside docker run; figures in target/figures/be
 bench-destroy: ## two hundred containers destroyed at once: docker kill, conman reap, a drain, a bare kernel; figures in target/figures/bench-destroy.json
 	scripts/bench-destroy
 
+.PHONY: prove
+prove: ## every layer of the proof in its long form, for SECONDS (3600); figures in target/figures/prove.json and docs/proof.md
+	SECONDS=$(or $(SECONDS),3600) scripts/prove
+
 .PHONY: mutants
 mutants: ## remove each rule of the protocol in turn, and show what notices; figures in target/figures/mutants.json
 	scripts/mutants

@@ -4,8 +4,12 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 #![cfg(feature = "mutants")]
 
+mod exploration;
+
+use exploration::{Exploration, Start};
 use model::timing::FAST;
-use sim::checker::{Exploration, Start};
+use sim::fleet::plan::{Plan, Rates};
+use sim::fleet::simulate;
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// Says what the checker finds with `CONMAN_MUTANT` removed; the script judges.
@@ -36,5 +40,24 @@ fn what_the_checker_finds() {
             return;
         }
         println!("STATES {start:?} {states}");
+    }
+}
+
+/// The same of the simulator: a fleet to which everything happens, from a handful of seeds.
+#[test]
+fn what_the_simulator_finds() {
+    for seed in 1..=4 {
+        let report = simulate(
+            &Plan {
+                length: std::time::Duration::from_secs(3_600),
+                rates: Rates::everything(1.0),
+                ..Plan::new(40, 400, seed)
+            },
+            |_| {},
+        );
+        if let Some(violation) = report.violations.first() {
+            println!("FOUND {violation:?} (seed {seed})");
+            return;
+        }
     }
 }

@@ -6,6 +6,8 @@ use crate::client::ClientError;
 use crate::config::ConfigError;
 use crate::reap::driver::CannotReap;
 
+use super::simulate::CannotSimulate;
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -29,7 +31,8 @@ pub enum Exit {
 pub(super) const HELP: &str = "\
 Exit codes:
   0    done
-  1    refused or failed; from doctor: something that is needed is missing; from reap: a death is not proven
+  1    refused or failed; from doctor: something that is needed is missing; from reap: a death is not proven;
+       from sim: the invariant was violated
   2    wrong usage or configuration
   3    the API cannot be reached; from reap: nor the Docker engine, and nothing was killed
   4    a server cannot start: state directory or port in use, store unusable, not root
@@ -67,7 +70,7 @@ impl Exit {
         {
             return Exit::Unreachable;
         }
-        if error.is::<ConfigError>() {
+        if error.is::<ConfigError>() || error.is::<CannotSimulate>() {
             return Exit::Usage;
         }
         match error.downcast_ref::<ClientError>() {

@@ -20,6 +20,7 @@ mod repl;
 mod serve;
 mod service;
 mod shell;
+mod simulate;
 pub mod stuck;
 mod up;
 
@@ -75,6 +76,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Find stuck sessions in logs
     Stuck(stuck::StuckArgs),
+    /// Simulate a fleet with the rules that run in production: what a fault rate costs users and the store
+    Sim(simulate::SimArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -209,6 +212,7 @@ pub fn main() -> Exit {
         Command::Repl { api, .. } | Command::Host { api, .. } => api.json,
         Command::Reap(args) => args.json,
         Command::Certs(args) => args.json,
+        Command::Sim(args) => args.json,
         _ => false,
     };
     let passes_on = matches!(
@@ -261,6 +265,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
         Command::Reap(args) => client_runtime()?.block_on(reap::run(args, began)),
         Command::Certs(args) => certs::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Sim(args) => simulate::run(&args),
         // Its own small list of codes is a part of ours.
         Command::Stuck(args) => stuck::run(args).map(|code| match code {
             0 => Exit::Done,

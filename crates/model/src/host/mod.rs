@@ -206,6 +206,7 @@ impl Host {
         }
         // Joined, or held again by an answer that came after the deadline it moves: what came meanwhile was not matched.
         if before.is_none()
+            && self.keeper != Keeper::Matched
             && let Some(incarnation) = self.lease.incarnation(now)
         {
             out.push(Effect::ReadClaims { incarnation });

@@ -13,29 +13,29 @@ use model::id::ContainerId;
 use model::timing::{CLOCK_DRIFT_PPM_MAX, Timing};
 use stateright::{Model, Property};
 
-use crate::client::Reads;
-use crate::world::{Conman, Users, Violation, World};
+use sim::client::Reads;
+use sim::world::{Conman, Users, Violation, World};
 
 /// What is explored.
 #[derive(Debug, Clone)]
-pub struct Exploration {
+pub(crate) struct Exploration {
     /// The fleet's timings.
-    pub timing: Timing,
+    pub(crate) timing: Timing,
     /// How many machines.
-    pub machines: usize,
+    pub(crate) machines: usize,
     /// How many repls.
-    pub repls: usize,
+    pub(crate) repls: usize,
     /// How many deviations one schedule has at the most.
-    pub faults: u8,
+    pub(crate) faults: u8,
     /// How long a schedule is, in milliseconds.
-    pub length_ms: u64,
+    pub(crate) length_ms: u64,
     /// What it begins with.
-    pub start: Start,
+    pub(crate) start: Start,
 }
 
 /// What a schedule begins with. All machines are registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub(crate) enum Start {
     /// Every repl has its container.
     Running,
     /// No repl has one, and none is wanted but by a user of the schedule's.
@@ -48,7 +48,8 @@ pub enum Start {
 
 impl Start {
     /// Each of them.
-    pub const ALL: [Start; 4] = [
+    #[allow(dead_code, reason = "one of the two tests names each start by itself")]
+    pub(crate) const ALL: [Start; 4] = [
         Start::Running,
         Start::Free,
         Start::AfterDrain,
@@ -58,16 +59,16 @@ impl Start {
 
 /// The world, and what may still go wrong in it.
 #[derive(Debug, Clone, PartialEq, Hash)]
-pub struct State {
+pub(crate) struct State {
     /// The world.
-    pub world: World,
+    pub(crate) world: World,
     faults_left: u8,
     end: u64,
 }
 
 /// What happens next.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Action {
+pub(crate) enum Action {
     /// The usual.
     Next,
     /// What would come next is held back.
