@@ -12,6 +12,7 @@ mod etcd;
 mod harness;
 mod lives;
 mod refusals;
+mod report;
 mod service;
 mod shell;
 

@@ -194,17 +194,38 @@ error: not one attempt could be parsed
     let (code, _, errors) = run_on(&session_log(), &["@/a.log", "--fail", "reason="]);
     assert_eq!(code, EXIT_USAGE);
     insta::assert_snapshot!(errors, @"error: --fail: expected a value at column 8 of `reason=`");
+}
+
+/// What clap refuses before there is a report.
+#[test]
+fn wrong_values_are_usage() {
+    let refused = |options: &[&str]| {
+        let line = [&["conman", "report", "x"], options].concat();
+        let error = Line::try_parse_from(line).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(EXIT_USAGE));
+        error
+            .to_string()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    insta::assert_snapshot!(refused(&["--spill-max", "much"]), @"error: invalid value 'much' for '--spill-max <MIB>': invalid digit found in string");
+    insta::assert_snapshot!(refused(&["--spill-max", "-1"]), @"error: unexpected argument '-1' found");
+    insta::assert_snapshot!(refused(&["--worst", "all"]), @"error: invalid value 'all' for '--worst <N>': invalid digit found in string");
+    insta::assert_snapshot!(refused(&["--json", "--csv"]), @"error: the argument '--json' cannot be used with '--csv'");
+    insta::assert_snapshot!(refused(&["--pattern", "x", "--format", "ndjson"]), @"error: the argument '--pattern <REGEX>' cannot be used with '--format <NAME>'");
     for wrong in [
         ["--gap", "long"],
+        ["--lateness", "never"],
         ["--format", "nope"],
         ["--buckets", "2,1"],
         ["--year", "12"],
+        ["--date", "today"],
     ] {
-        let line = ["conman", "report", "x", wrong[0], wrong[1]];
-        assert_eq!(
-            Line::try_parse_from(line).unwrap_err().exit_code(),
-            i32::from(EXIT_USAGE)
-        );
+        let text = refused(&wrong);
+        let begin = format!("error: invalid value '{}' for '{} ", wrong[1], wrong[0]);
+        assert!(text.starts_with(&begin), "{text}");
     }
 }
 
@@ -285,6 +306,35 @@ fn every_error_says_what_to_do() {
     insta::assert_snapshot!(fails(&["@/a.log", "--tz", "Nowhere"]), @"2 error: `Nowhere` is no time zone: write UTC, +02:00, Europe/Berlin or local");
     insta::assert_snapshot!(fails(&["@/a.log", "--gap", "0"]), @"2 error: --gap must be longer than nothing");
     insta::assert_snapshot!(fails(&["@/a.log", "--all-episodes", "@/no/such"]), @"1 error: DIR/no/such: No such file or directory (os error 2)");
+    insta::assert_snapshot!(fails(&["@/a.log", "--pattern", "("]), @"
+    2 error: --pattern: regex parse error:
+        (
+        ^
+    error: unclosed group
+    ");
+    insta::assert_snapshot!(fails(&["@/a.log", "--pattern", "(?<entity>x)"]), @"2 error: --pattern needs a group (?<time>…)");
+    insta::assert_snapshot!(fails(&["@/a.log", "--pattern", "(?<time>x)"]), @"2 error: --pattern needs a group (?<entity>…)");
+    insta::assert_snapshot!(fails(&["@/a.log", "--entity", "repl~x"]), @"2 error: the expression of --entity needs a group: repl~…(…)…");
+    insta::assert_snapshot!(fails(&["@/a.log", "--ok", "(a=1"]), @"2 error: --ok: expected `)` at column 5 of `(a=1`");
+    insta::assert_snapshot!(fails(&["@/a.log", "--fail", "a~'('"]), @"
+    2 error: --fail: not a regular expression (regex parse error:
+        (
+        ^
+    error: unclosed group) at column 3 of `a~'('`
+    ");
+    insta::assert_snapshot!(fails(&["@/a.log", "--time", "nope"]).lines().next().unwrap(), @"1 error: not one attempt could be parsed");
+    let fails_on = |text: &str, arguments: &[&str]| {
+        let (code, _, errors) = run_on(text, arguments);
+        format!("{code} {errors}")
+    };
+    insta::assert_snapshot!(fails_on("{\"a\":1,\"b\":2}\n", &["@/a.log"]), @r#"
+    1 error: DIR/a.log: cannot tell which field holds the time: name it by --time (fields seen: a, b)
+      {"a":1,"b":2}
+    "#);
+    insta::assert_snapshot!(fails_on("{\"time\":\"2024-01-01T00:00:00Z\",\"repl\":\"x\"}\n", &["@/a.log"]), @r#"
+    1 error: DIR/a.log: cannot tell which field holds the outcome: name it by --fail EXPR, --ok EXPR (fields seen: repl, time)
+      {"time":"2024-01-01T00:00:00Z","repl":"x"}
+    "#);
     let (code, _, errors) = run_on("\u{FD}7zXZ", &["@/a.log"]);
     assert_eq!(code, EXIT_INPUT);
     assert!(
