@@ -1,5 +1,6 @@
 //! How repls leave this host, and what their heirs are told: the driver's part of a drain.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use futures_util::future::join_all;
 use model::departure::{self, Departure, Heir, Left};
 use model::host::Event;
 use model::host::container::Target;
-use model::id::{ContainerId, Epoch, HostId, ReplId};
+use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use model::keys::{self, HostState, OwnerRecord};
 use model::store::{StoreError, TxnOutcome};
 use model::timing::DRAIN_TELL_MAX;
@@ -145,22 +146,20 @@ impl Effects {
             self.store.range(keys::HOSTS),
             self.store.range(keys::OWNERS)
         )?;
-        let owners: Vec<_> = owners
-            .items
-            .iter()
-            .filter_map(|item| keys::read_owner(item, decode).ok())
-            .collect();
+        // Counted once: a cell has thousands of hosts and hundreds of thousands of owners.
+        let mut carried: HashMap<Incarnation, u32> = HashMap::new();
+        for item in &owners.items {
+            if let Ok(owner) = keys::read_owner(item, decode) {
+                *carried.entry(owner.record.incarnation).or_default() += 1;
+            }
+        }
         Ok(hosts
             .items
             .iter()
             .filter_map(|item| keys::read_host(item, decode).ok())
             .filter(|host| host.id != self.config.host && host.record.state == HostState::Active)
             .map(|host| {
-                let carries = owners
-                    .iter()
-                    .filter(|owner| owner.record.incarnation == host.incarnation)
-                    .count();
-                let carries = u32::try_from(carries).unwrap_or(u32::MAX);
+                let carries = carried.get(&host.incarnation).copied().unwrap_or(0);
                 Target {
                     room: host.record.capacity.saturating_sub(carries),
                     host: host.id,

@@ -1,5 +1,6 @@
 //! Watching the other hosts' beats, and freeing what the silent ones held.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use model::id::{HostId, Incarnation, Revision};
@@ -58,17 +59,21 @@ pub(super) async fn run(
 
 async fn read(store: &dyn Store) -> Result<Vec<Seen>, StoreError> {
     let (hosts, beats) = tokio::try_join!(store.range(keys::HOSTS), store.range(keys::BEATS))?;
+    let beats: HashMap<&str, Revision> = beats
+        .items
+        .iter()
+        .map(|beat| (beat.key.as_str(), beat.modified))
+        .collect();
     Ok(hosts
         .items
         .iter()
         .filter_map(|item| {
             let host: HostId = item.key.strip_prefix(keys::HOSTS)?.parse().ok()?;
-            let beat_key = keys::beat(&host);
-            let beat = beats.items.iter().find(|beat| beat.key == beat_key);
+            let beat = beats.get(keys::beat(&host).as_str()).copied();
             Some(Seen {
                 host,
                 incarnation: Incarnation(item.create.0),
-                beat: beat.map_or(Revision::ABSENT, |beat| beat.modified),
+                beat: beat.unwrap_or(Revision::ABSENT),
             })
         })
         .collect())
