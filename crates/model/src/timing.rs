@@ -83,7 +83,7 @@ pub const STORE_CONNECT_MAX: Duration = Duration::from_secs(1);
 /// How long a request to the store may take with all its copies.
 pub const STORE_REQUEST_MAX: Duration = Duration::from_secs(5);
 
-/// How long to wait where no endpoint of the store answers, before all are tried again.
+/// How long to wait before a store that failed is asked again: its clients all come back at once.
 pub const STORE_RETRY: Duration = Duration::from_millis(200);
 
 /// How long every call must have failed before the store counts as unreachable.

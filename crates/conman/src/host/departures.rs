@@ -11,10 +11,10 @@ use model::host::container::Target;
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use model::keys::{self, HostState, OwnerRecord};
 use model::store::{StoreError, TxnOutcome};
-use model::timing::DRAIN_TELL_MAX;
+use model::timing::{DRAIN_TELL_MAX, STORE_RETRY};
 use model::wire::node::{HandedOff, HandedOffAnswer, Prepare};
 
-use super::effects::{Effects, STORE_RETRY};
+use super::effects::Effects;
 use super::ownership::{decode, encode, nonce};
 use super::session;
 

@@ -1,7 +1,7 @@
 //! The effects of the host's machine, each a task of its own that reports back as an event.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use model::api::{Refusal, RefusalCode};
 use model::host::{Claim, Effect, Event};
@@ -10,6 +10,7 @@ use model::keys::{self, HostState};
 use model::lease::{LeaseEffect, LeaseEvent};
 use model::spec::Spec;
 use model::store::{StoreError, TxnOutcome};
+use model::timing::STORE_RETRY;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +22,6 @@ use super::{Config, Handle};
 use crate::clock;
 use crate::runtime::{Running, Runtime, StartRequest};
 use crate::store::Store;
-
-/// How long to wait before a store that failed is asked again: its clients all come back at once.
-pub(super) const STORE_RETRY: Duration = Duration::from_millis(200);
 
 /// How many dead containers are cleaned up after at once: nobody waits for it, and everybody shares its locks.
 const CLEANUPS_AT_ONCE: usize = 2;

@@ -1,7 +1,7 @@
 //! A terminal for tests of what the commands draw on one.
 
-// Not every test binary types, or looks at the modes.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(unreachable_pub)]
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::harness::{Up, Watched, conman, send, stderr, stdout};
+use crate::harness::{Up, Watched, conman, send, sleeper, stderr, stdout};
 
 const ETCD: [&str; 4] = ["--runtime", "process", "--store", "etcd"];
 
@@ -71,15 +71,6 @@ fn members(up: &Up) -> BTreeMap<String, Member> {
         }
     }
     members
-}
-
-fn sleeper(up: &Up, repl: &str) -> u32 {
-    let created = up.ask(&["repl", "create", repl, "--", "sleep", "1000"]);
-    assert!(created.status.success(), "{created:?}");
-    let started = up.ask(&["repl", "start", repl]);
-    assert!(started.status.success(), "{started:?}");
-    let pid = up.ask(&["repl", "exec", repl, "--", "sh", "-c", "echo $PPID"]);
-    stdout(&pid).trim().parse().unwrap()
 }
 
 #[test]

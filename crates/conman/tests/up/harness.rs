@@ -251,3 +251,13 @@ pub(crate) fn read_all(mut file: impl Read) -> String {
     file.read_to_string(&mut text).unwrap();
     text
 }
+
+/// A repl that runs until it is killed; the PID of its container's PID 1.
+pub(crate) fn sleeper(up: &Up, repl: &str) -> u32 {
+    let created = up.ask(&["repl", "create", repl, "--", "sleep", "1000"]);
+    assert!(created.status.success(), "{created:?}");
+    let started = up.ask(&["repl", "start", repl]);
+    assert!(started.status.success(), "{started:?}");
+    let pid = up.ask(&["repl", "exec", repl, "--", "sh", "-c", "echo $PPID"]);
+    stdout(&pid).trim().parse().unwrap()
+}

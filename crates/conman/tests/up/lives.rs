@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{PATIENCE, Up, Watched, read_all, send, stdout};
+use crate::harness::{PATIENCE, Up, Watched, read_all, send, sleeper};
 
 /// What an `up` leaves in its state directory: what is to be kept, and nothing that lives.
 fn assert_clean(state: &Path) {
@@ -23,15 +23,6 @@ fn assert_clean(state: &Path) {
         rustix::fs::FlockOperation::NonBlockingLockExclusive,
     )
     .expect("a member is alive");
-}
-
-fn sleeper(up: &Up, repl: &str) -> u32 {
-    let created = up.ask(&["repl", "create", repl, "--", "sleep", "1000"]);
-    assert!(created.status.success(), "{created:?}");
-    let started = up.ask(&["repl", "start", repl]);
-    assert!(started.status.success(), "{started:?}");
-    let pid = up.ask(&["repl", "exec", repl, "--", "sh", "-c", "echo $PPID"]);
-    stdout(&pid).trim().parse().unwrap()
 }
 
 #[test]

@@ -19,8 +19,6 @@ pub mod assumed {
     pub const STORE_SLOW: (Duration, Duration) = (millis(200), millis(1_200));
     /// How long a host waits for the store's answer.
     pub const STORE_PATIENCE: Duration = millis(1_000);
-    /// When what got no answer, and is asked until it does, is asked again.
-    pub const STORE_RETRY: Duration = millis(200);
     /// From a start to the first answer of the program.
     pub const START: (Duration, Duration) = (millis(30), millis(80));
     /// From SIGKILL to the proof of death.

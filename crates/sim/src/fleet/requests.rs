@@ -6,12 +6,17 @@ use model::host::{Effect, Event, Ownership};
 use model::keys;
 use model::lease::LeaseEffect;
 use model::time::BootTime;
+use model::timing::STORE_RETRY;
 
 use super::plan::{Fault, assumed};
 use super::queue::{Answering, Happening};
 use super::random::nanoseconds;
 use super::{Fleet, STALENESS_MAX};
 use crate::client::{self, Client, Reads};
+
+fn is_beat(effect: &Effect) -> bool {
+    matches!(effect, Effect::Lease(LeaseEffect::Renew { .. }))
+}
 
 impl Fleet {
     pub(super) fn draw(&mut self, host: u32, (least, most): (Duration, Duration)) -> u64 {
@@ -32,7 +37,7 @@ impl Fleet {
         } else {
             assumed::STORE
         };
-        if matches!(effect, Effect::Lease(LeaseEffect::Renew { .. })) {
+        if is_beat(effect) {
             let purpose = |which| [u64::from(host), 4, sent.0, which];
             let (least, most) = store;
             let to = self.chance.between(least, most, &purpose(0));
@@ -49,9 +54,8 @@ impl Fleet {
         let node = &self.nodes[host as usize];
         // A beat that is made up for was sent in the past.
         let world = node.world_time(sent).min(self.now);
-        let (life, arrives) = (node.life, world + to);
-        let is_beat = matches!(effect, Effect::Lease(LeaseEffect::Renew { .. }));
-        if is_beat && arrives <= self.now && world < self.now {
+        let arrives = world + to;
+        if is_beat(&effect) && arrives <= self.now && world < self.now {
             return self.beat_at_once(host, &effect, sent, (arrives, back));
         }
         let effect = Box::new(effect);
@@ -62,22 +66,24 @@ impl Fleet {
         if self.is_wrong(Fault::LateCommit) && client::answer_lost(&effect).is_some() {
             self.plan_loss(host, &effect, lost_at);
             let late = self.draw(host, (Duration::ZERO, Duration::from_secs(2)));
-            let answer = Answering::Lost;
-            let at = lost_at + late;
-            return self.queue.plan(
-                at,
-                Happening::AtStore {
-                    host,
-                    life,
-                    effect,
-                    sent,
-                    answer,
-                },
-            );
+            return self.plan_at_store(host, lost_at + late, effect, sent, Answering::Lost);
         }
-        let answer = Answering::Comes;
+        let at = arrives.max(self.now);
+        self.plan_at_store(host, at, effect, sent, Answering::Comes);
+    }
+
+    /// What the host's present life has sent gets to the store at this time.
+    fn plan_at_store(
+        &mut self,
+        host: u32,
+        at: u64,
+        effect: Box<Effect>,
+        sent: BootTime,
+        answer: Answering,
+    ) {
+        let life = self.nodes[host as usize].life;
         self.queue.plan(
-            arrives.max(self.now),
+            at,
             Happening::AtStore {
                 host,
                 life,
@@ -108,20 +114,10 @@ impl Fleet {
             self.plan_tell(host, at, lost);
             return;
         }
-        let node = &self.nodes[host as usize];
-        let (life, again) = (node.life, at + nanoseconds(assumed::STORE_RETRY));
-        let sent = node.clock(again);
-        let (effect, answer) = (Box::new(effect.clone()), Answering::Comes);
-        self.queue.plan(
-            again,
-            Happening::AtStore {
-                host,
-                life,
-                effect,
-                sent,
-                answer,
-            },
-        );
+        let again = at + nanoseconds(STORE_RETRY);
+        let sent = self.nodes[host as usize].clock(again);
+        let effect = Box::new(effect.clone());
+        self.plan_at_store(host, again, effect, sent, Answering::Comes);
     }
 
     pub(super) fn at_store(
@@ -177,8 +173,7 @@ impl Fleet {
     }
 
     fn reads(&mut self, host: u32, effect: &Effect) -> (Reads, usize) {
-        let is_beat = matches!(effect, Effect::Lease(LeaseEffect::Renew { .. }));
-        if is_beat || !self.is_wrong(Fault::StaleRead) {
+        if is_beat(effect) || !self.is_wrong(Fault::StaleRead) {
             return client::FRESH;
         }
         let drawn = self.draw(host, (Duration::ZERO, Duration::from_secs(1))) as usize;
@@ -224,7 +219,7 @@ impl Fleet {
             }
             effect => client.perform(effect, sent, reads).unwrap_or_default(),
         };
-        let is_beat = matches!(effect, Effect::Lease(LeaseEffect::Renew { .. }));
+        let is_beat = is_beat(effect);
         for _ in before.0..self.store.revision().0 {
             self.wrote(is_beat);
         }
