@@ -34,8 +34,8 @@ use crate::wire::node::NodeRefusal;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Keeper {
-    /// Nothing can be started; nothing is known of what runs.
-    Absent,
+    /// Nothing can be started; nothing is known of what runs. The list of the one that comes may be older than these deaths.
+    Absent { died: Vec<ContainerId> },
     /// It is there; what it held when it came is not matched with the store yet.
     Unmatched(Vec<(ContainerId, BootTime)>),
     /// It is there, and everything in it has a claim or is being killed.
@@ -65,7 +65,7 @@ impl Host {
             me,
             capacity,
             lease: Lease::new(timing),
-            keeper: Keeper::Absent,
+            keeper: Keeper::Absent { died: vec![] },
             containers: BTreeMap::new(),
             drain: None,
             leaving: Leaving::default(),
@@ -124,7 +124,7 @@ impl Host {
     fn apply(&mut self, event: Event, now: BootTime, out: &mut Vec<Effect>) {
         match event {
             Event::Keeper { running } => self.keeper_came(running, now, out),
-            Event::KeeperLost => self.keeper = Keeper::Absent,
+            Event::KeeperLost => self.keeper = Keeper::Absent { died: vec![] },
             Event::Lease(event) => self.lease_step(event, now, out),
             Event::Claims {
                 incarnation,
@@ -162,6 +162,7 @@ impl Host {
             Event::Started { id, idle_timeout } => self.started(id, idle_timeout, now, out),
             Event::StartFailed { id, refusal } => self.start_failed(&id, refusal, now, out),
             Event::Dead { id, death } => {
+                self.strike(&id);
                 if let Some(container) = self.container(&id) {
                     // Nobody but its own program has ended it: starting it again would change nothing.
                     if container.phase == Phase::Starting
@@ -183,16 +184,28 @@ impl Host {
 
     fn keeper_came(
         &mut self,
-        running: Vec<(ContainerId, BootTime)>,
+        mut running: Vec<(ContainerId, BootTime)>,
         now: BootTime,
         out: &mut Vec<Effect>,
     ) {
+        if let Keeper::Absent { died } = &self.keeper {
+            running.retain(|(id, _)| !died.contains(id));
+        }
         self.keeper = Keeper::Unmatched(running);
         if let (Some(incarnation), Some(deadline)) =
             (self.lease.incarnation(now), self.lease.deadline())
         {
             out.push(Effect::Lease(LeaseEffect::Arm { deadline }));
             out.push(Effect::ReadClaims { incarnation });
+        }
+    }
+
+    /// A death and the keeper's list come by different ways: whoever has died is not adopted, whichever comes first.
+    fn strike(&mut self, dead: &ContainerId) {
+        match &mut self.keeper {
+            Keeper::Absent { died } => died.push(dead.clone()),
+            Keeper::Unmatched(running) => running.retain(|(id, _)| id != dead),
+            Keeper::Matched => {}
         }
     }
 
@@ -223,7 +236,8 @@ impl Host {
                 self.keeper = Keeper::Unmatched(vec![]);
             }
         }
-        if self.keeper != Keeper::Absent && self.lease.deadline().is_none() {
+        let is_absent = matches!(self.keeper, Keeper::Absent { .. });
+        if !is_absent && self.lease.deadline().is_none() {
             // No effect unless the lease is down.
             self.lease_step(LeaseEvent::Join, now, out);
         }

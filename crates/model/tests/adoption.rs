@@ -1,0 +1,98 @@
+//! What a host makes of the containers that its keeper holds already.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use model::host::container::{Phase, Ticket};
+use model::host::{Answer, Claim, Death, Effect, Event, Host};
+use model::id::{ContainerId, Epoch, Incarnation};
+use model::lease::LeaseEvent;
+use model::time::BootTime;
+use model::timing::FAST;
+
+const NOW: BootTime = BootTime(1_000_000_000);
+const MINE: Incarnation = Incarnation(1);
+
+fn id() -> ContainerId {
+    ContainerId {
+        repl: "a".parse().unwrap(),
+        epoch: Epoch(10),
+    }
+}
+
+/// The events that a new conman hears of a container that was there before it.
+fn listed() -> Event {
+    Event::Keeper {
+        running: vec![(id(), NOW)],
+    }
+}
+
+fn joined() -> Event {
+    Event::Lease(LeaseEvent::Joined {
+        incarnation: MINE,
+        sent: NOW,
+    })
+}
+
+fn claims() -> Event {
+    Event::Claims {
+        incarnation: MINE,
+        claims: vec![Claim {
+            id: id(),
+            idle_timeout: None,
+        }],
+    }
+}
+
+fn dead() -> Event {
+    Event::Dead {
+        id: id(),
+        death: Death::Program,
+    }
+}
+
+fn run(events: impl IntoIterator<Item = Event>) -> (Host, Vec<Effect>) {
+    let mut host = Host::new("me".parse().unwrap(), 8, FAST);
+    let mut effects = vec![];
+    for event in events {
+        effects.extend(host.step(event, NOW));
+    }
+    (host, effects)
+}
+
+#[test]
+fn what_is_alive_and_claimed_is_adopted() {
+    let (mut host, _) = run([listed(), joined(), claims()]);
+    assert_eq!(host.containers()[&id().repl].phase, Phase::Running);
+    let open = Event::Open {
+        ticket: Ticket(1),
+        repl: id().repl,
+        epoch: Some(id().epoch),
+    };
+    let answer = Answer::Opened { epoch: id().epoch };
+    let opened = Effect::Answer {
+        ticket: Ticket(1),
+        answer,
+    };
+    assert!(host.step(open, NOW).contains(&opened));
+}
+
+#[test]
+fn whoever_dies_while_the_host_finds_out_is_given_up_and_not_adopted() {
+    let courses = [
+        // The death is told by the kernel, and the list by the keeper: either may be first.
+        [dead(), listed(), joined(), claims()],
+        [listed(), dead(), joined(), claims()],
+        [listed(), joined(), dead(), claims()],
+        [listed(), joined(), claims(), dead()],
+    ];
+    for course in courses {
+        let (host, effects) = run(course.clone());
+        assert_eq!(
+            host.containers()[&id().repl].phase,
+            Phase::Releasing,
+            "{course:?}"
+        );
+        let leaves = |effect: &Effect| matches!(effect, Effect::Depart { departures } if departures[0].0 == id());
+        assert!(effects.iter().any(leaves), "{course:?}: {effects:?}");
+    }
+}
