@@ -36,6 +36,8 @@ pub struct Client<'a> {
     pub capacity: u32,
     /// The host's last beat.
     pub beat: &'a mut u64,
+    /// The store's revision when the host joined.
+    pub joined: &'a mut Revision,
     /// The last nonce that anybody drew: tells two claims apart.
     pub nonces: &'a mut u64,
 }
@@ -77,7 +79,7 @@ impl Client<'_> {
                 Event::Lease(event).into()
             }
             Effect::ReadClaims { incarnation } => {
-                let owners = self.store.read(staleness).range(keys::OWNERS);
+                let owners = self.claims_view(staleness).range(keys::OWNERS);
                 let claims = owners.filter_map(|item| self.claim_of(item, *incarnation));
                 Event::Claims {
                     incarnation: *incarnation,
@@ -109,6 +111,13 @@ impl Client<'_> {
         })
     }
 
+    /// The store as it was so many changes ago, but not before the host joined: as the driver reads claims.
+    pub fn claims_view(&self, staleness: usize) -> View<'_> {
+        let since = self.store.revision().0.saturating_sub(self.joined.0);
+        let most = usize::try_from(since).unwrap_or(usize::MAX);
+        self.store.read(staleness.min(most))
+    }
+
     fn next_beat(&mut self) -> String {
         *self.beat += 1;
         self.beat.to_string()
@@ -137,10 +146,13 @@ impl Client<'_> {
             None => keys::register(self.me, record, beat),
         };
         Event::Lease(match self.store.commit(&txn) {
-            Some(revision) => LeaseEvent::Joined {
-                incarnation: resumed.unwrap_or(Incarnation(revision.0)),
-                sent,
-            },
+            Some(revision) => {
+                *self.joined = revision;
+                LeaseEvent::Joined {
+                    incarnation: resumed.unwrap_or(Incarnation(revision.0)),
+                    sent,
+                }
+            }
             None => LeaseEvent::JoinFailed,
         })
     }

@@ -28,6 +28,8 @@ pub(super) struct Me {
     host: HostId,
     beat: AtomicU64,
     process: AtomicU32,
+    /// The store's revision at the last join.
+    joined: AtomicU64,
 }
 
 impl Me {
@@ -36,6 +38,7 @@ impl Me {
             host,
             beat: AtomicU64::new(0),
             process: AtomicU32::new(0),
+            joined: AtomicU64::new(0),
         }
     }
 
@@ -69,7 +72,10 @@ impl Me {
             None => (keys::register(&self.host, record, self.next_beat()), None),
         };
         match store.txn(txn).await? {
-            TxnOutcome::Committed(revision) => Ok((mine.unwrap_or(Incarnation(revision.0)), sent)),
+            TxnOutcome::Committed(revision) => {
+                self.joined.store(revision.0, Ordering::Relaxed);
+                Ok((mine.unwrap_or(Incarnation(revision.0)), sent))
+            }
             TxnOutcome::Rejected { .. } => Err(StoreError::Unavailable(
                 "the registration changed while it was being resumed".to_owned(),
             )),
@@ -90,13 +96,22 @@ impl Me {
         })
     }
 
-    /// All claims of this registration.
+    /// All claims of this registration, as of its join or later.
     pub(super) async fn claims(
         &self,
         store: &dyn Store,
         mine: Incarnation,
     ) -> Result<Vec<ContainerId>, StoreError> {
         let range = store.range(keys::OWNERS).await?;
+        // A store may serve the past after a pause. Whatever another process of this host has started was claimed before
+        // this one joined.
+        let joined = Revision(self.joined.load(Ordering::Relaxed));
+        if range.revision < joined {
+            return Err(StoreError::Unavailable(format!(
+                "the claims are those of revision {}, and this host joined at {joined}",
+                range.revision
+            )));
+        }
         Ok(range
             .items
             .iter()
@@ -355,5 +370,53 @@ pub(super) fn nonce() -> u64 {
         Ok(8) => u64::from_ne_bytes(bytes),
         // The kernel gives 8 bytes whole once it is up; a clock reading is as unique on one host.
         _ => clock::boottime().0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::store::Operation;
+
+    use super::*;
+    use crate::store::memory::{Memory, Misbehaviour, Reads};
+
+    #[tokio::test]
+    async fn claims_of_before_the_join_are_no_answer() {
+        let store = Memory::new();
+        let me = Me::new("host-0".parse().expect("a name"));
+        let put = |key: &str, value: String| Txn {
+            compares: vec![],
+            operations: vec![Operation::Put {
+                key: key.to_owned(),
+                value,
+            }],
+        };
+        let mine = Incarnation(1);
+        let record = encode(&OwnerRecord {
+            host: me.host.clone(),
+            incarnation: mine,
+            nonce: 0,
+        });
+        let past = Misbehaviour {
+            reads: Reads::Frozen,
+            ..Misbehaviour::default()
+        };
+        store.misbehave(past);
+        let claim = put("/r/a", record);
+        let TxnOutcome::Committed(epoch) = store.txn(claim).await.expect("a commit") else {
+            panic!("nothing is compared");
+        };
+        me.joined.store(epoch.0, Ordering::Relaxed);
+        let read = me.claims(&store, mine).await;
+        assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+        store.misbehave(Misbehaviour::default());
+        let read = me
+            .claims(&store, mine)
+            .await
+            .expect("a read of the present");
+        assert_eq!(
+            read.iter().map(|id| id.epoch.0).collect::<Vec<_>>(),
+            [epoch.0]
+        );
     }
 }

@@ -176,7 +176,8 @@ pub enum Event {
 pub enum Effect {
     /// Something for the lease. [`LeaseEffect::Fence`] never comes here: it is a `Kill`.
     Lease(LeaseEffect),
-    /// Read all claims of this registration.
+    /// Read all claims of this registration, as of its join or later: an older answer would leave out claims whose
+    /// containers another process of this host has started.
     ReadClaims {
         /// Of which.
         incarnation: Incarnation,

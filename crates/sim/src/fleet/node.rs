@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keeper::book::Book;
 use model::host::{Event, Host};
-use model::id::{Epoch, HostId, ReplId};
+use model::id::{Epoch, HostId, ReplId, Revision};
 use model::time::BootTime;
 
 use super::plan::{Fault, Plan};
@@ -52,6 +52,8 @@ pub(super) struct Node {
     /// Since the beat that was sent at this time nothing has happened here but beats, and none of these were gone through.
     pub(super) quiet_since: Option<BootTime>,
     pub(super) beat: u64,
+    /// The store's revision at its last join.
+    pub(super) joined: Revision,
     /// When its last beat was committed.
     pub(super) beaten_at: u64,
     /// Draws so far that were not for beats.
@@ -86,6 +88,7 @@ impl Node {
             wake_at: None,
             quiet_since: None,
             beat: 0,
+            joined: Revision::ABSENT,
             beaten_at: 0,
             draws: 0,
             rate_ppm,

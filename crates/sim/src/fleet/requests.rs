@@ -200,12 +200,13 @@ impl Fleet {
             me: &node.id,
             capacity: self.plan.capacity,
             beat: &mut node.beat,
+            joined: &mut node.joined,
             nonces: &mut self.nonces,
         };
         let mut done = match effect {
             // By the fleet's own list of what there may be: nobody goes through a million owners for it.
             Effect::ReadClaims { incarnation } => {
-                let read = client.store.read(reads.1);
+                let read = client.claims_view(reads.1);
                 let items = node
                     .owned
                     .iter()

@@ -50,6 +50,7 @@ impl World {
             me: &machine.id,
             capacity: super::machine::CAPACITY,
             beat: &mut machine.beat,
+            joined: &mut machine.joined,
             nonces: &mut self.nonces,
         };
         let done = client.perform(effect, sent, reads).unwrap_or_default();

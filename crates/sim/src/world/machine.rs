@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use keeper::book::Book;
 use model::host::{Effect, Event, Host};
-use model::id::{ContainerId, HostId};
+use model::id::{ContainerId, HostId, Revision};
 use model::observer::Observer;
 use model::time::{BootTime, RawTime};
 use model::timing::Timing;
@@ -65,6 +65,8 @@ pub struct Machine {
     /// How fast its clock runs, in parts per million of the world's.
     rate_ppm: u64,
     pub(super) beat: u64,
+    /// The store's revision at its last join.
+    pub(super) joined: Revision,
 }
 
 impl Machine {
@@ -84,6 +86,7 @@ impl Machine {
             held: vec![],
             rate_ppm,
             beat: 0,
+            joined: Revision::ABSENT,
         }
     }
 
