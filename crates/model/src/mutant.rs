@@ -40,6 +40,8 @@ rules! {
     DEPART_COMPARES_EPOCH = "depart-compares-epoch": "A release and a hand-off compare the epoch that is given up.";
     HAND_OFF_COMPARES_HEIR = "hand-off-compares-heir": "A hand-off compares the heir's registration.";
     ORPHANS_KILLED = "orphans-killed": "Containers that a new conman finds without a claim are killed.";
+    CLAIMS_SINCE_JOIN = "claims-since-join": "A new conman reads its claims no older than its own join.";
+    DEAD_NOT_ADOPTED = "dead-not-adopted": "Whoever died before the keeper's list was matched is not adopted from it.";
     NOTHING_BELOW_HIGHEST = "nothing-below-highest": "A gateway routes nothing below the highest epoch that it has seen.";
 }
 

@@ -7,6 +7,7 @@ use model::host::{Claim, Effect, Event, Ownership};
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId, Revision};
 use model::keys::{self, HostRecord, HostState, OwnerRecord};
 use model::lease::{LeaseEffect, LeaseEvent};
+use model::mutant::{CLAIMS_SINCE_JOIN, removed};
 use model::observer::Seen;
 use model::store::KeyValue;
 use model::time::BootTime;
@@ -115,6 +116,9 @@ impl Client<'_> {
     pub fn claims_view(&self, staleness: usize) -> View<'_> {
         let since = self.store.revision().0.saturating_sub(self.joined.0);
         let most = usize::try_from(since).unwrap_or(usize::MAX);
+        if removed(CLAIMS_SINCE_JOIN) {
+            return self.store.read(staleness);
+        }
         self.store.read(staleness.min(most))
     }
 

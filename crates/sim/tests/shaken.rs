@@ -202,3 +202,23 @@ fn a_container_that_dies_beside_a_new_conman_is_not_taken_for_alive() {
     assert_eq!((world.alive(), world.ready()), (1, 1));
     assert_eq!(world.started().count(), 2);
 }
+
+#[test]
+fn a_store_that_serves_the_past_hides_no_claim_from_a_new_conman() {
+    let mut world = quiet(&[1_000_000]);
+    world.open_free(0, 0);
+    go_on(&mut world, &[0], 3);
+    // Conman and its keeper are both replaced.
+    world.crash(0, false);
+    world.kill_keeper(0);
+    for _ in 0..12 {
+        world.run_any(0, 0, (Reads::Whole, STALENESS_MAX));
+    }
+    world.open_owned(0, 0);
+    go_on(&mut world, &[0], 10);
+    world.open_free(0, 0);
+    go_on(&mut world, &[0], 3);
+    assert_eq!(world.violations(), []);
+    assert_eq!((world.alive(), world.ready()), (1, 1));
+    assert_eq!(world.started().count(), 2);
+}

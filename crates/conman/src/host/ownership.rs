@@ -10,6 +10,7 @@ use model::departure::TXN_OPERATIONS_MAX;
 use model::host::Ownership;
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId, Revision};
 use model::keys::{self, HostRecord, HostState, Owner, OwnerRecord};
+use model::mutant::{CLAIMS_SINCE_JOIN, removed};
 use model::spec::Spec;
 use model::store::{KeyValue, StoreError, Txn, TxnOutcome};
 use model::time::BootTime;
@@ -106,7 +107,7 @@ impl Me {
         // A store may serve the past after a pause. Whatever another process of this host has started was claimed before
         // this one joined.
         let joined = Revision(self.joined.load(Ordering::Relaxed));
-        if range.revision < joined {
+        if range.revision < joined && !removed(CLAIMS_SINCE_JOIN) {
             return Err(StoreError::Unavailable(format!(
                 "the claims are those of revision {}, and this host joined at {joined}",
                 range.revision

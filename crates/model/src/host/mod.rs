@@ -27,7 +27,7 @@ use self::leaving::Leaving;
 use self::refusal::{exited_at_once, fenced};
 use crate::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use crate::lease::{Lease, LeaseEffect, LeaseEvent};
-use crate::mutant::{ORPHANS_KILLED, RELEASE_AFTER_DEATH, removed};
+use crate::mutant::{DEAD_NOT_ADOPTED, ORPHANS_KILLED, RELEASE_AFTER_DEATH, removed};
 use crate::time::BootTime;
 use crate::timing::Timing;
 use crate::wire::node::NodeRefusal;
@@ -203,6 +203,7 @@ impl Host {
     /// A death and the keeper's list come by different ways: whoever has died is not adopted, whichever comes first.
     fn strike(&mut self, dead: &ContainerId) {
         match &mut self.keeper {
+            _ if removed(DEAD_NOT_ADOPTED) => {}
             Keeper::Absent { died } => died.push(dead.clone()),
             Keeper::Unmatched(running) => running.retain(|(id, _)| id != dead),
             Keeper::Matched => {}
