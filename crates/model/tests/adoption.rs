@@ -1,9 +1,11 @@
-//! What a host makes of the containers that its keeper holds already.
+//! What a host makes of the containers that its keeper holds already, and of who comes before it knows what it owns.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use model::host::container::{Phase, Ticket};
-use model::host::{Answer, Claim, Death, Effect, Event, Host};
+use model::host::{Answer, Claim, Death, Effect, Event, Host, Ownership};
 use model::id::{ContainerId, Epoch, Incarnation};
 use model::lease::LeaseEvent;
 use model::time::BootTime;
@@ -95,4 +97,78 @@ fn whoever_dies_while_the_host_finds_out_is_given_up_and_not_adopted() {
         let leaves = |effect: &Effect| matches!(effect, Effect::Depart { departures } if departures[0].0 == id());
         assert!(effects.iter().any(leaves), "{course:?}: {effects:?}");
     }
+}
+
+fn empty() -> [Event; 3] {
+    let claims = vec![];
+    let claims = Event::Claims {
+        incarnation: MINE,
+        claims,
+    };
+    let running = vec![];
+    [Event::Keeper { running }, joined(), claims]
+}
+
+fn stop(epoch: Epoch) -> Event {
+    Event::Stop {
+        ticket: Ticket(2),
+        repl: id().repl,
+        epoch,
+        grace: Duration::ZERO,
+    }
+}
+
+/// The store says at which epoch the repl is this host's.
+fn asked(epoch: Epoch) -> Event {
+    Event::Asked {
+        repl: id().repl,
+        ownership: Ownership::Mine { epoch },
+    }
+}
+
+fn starts(effects: &[Effect]) -> bool {
+    effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::Start { .. }))
+}
+
+#[test]
+fn a_stop_ends_the_epoch_that_it_came_for_and_no_newer_one() {
+    let (mut host, _) = run(empty());
+    host.step(stop(Epoch(9)), NOW);
+    let effects = host.step(asked(Epoch(10)), NOW);
+    let refused = |effect: &Effect| {
+        matches!(effect, Effect::Answer { ticket: Ticket(2), answer: Answer::Refused(why) }
+            if why.hint.as_ref().is_some_and(|hint| hint.epoch == Epoch(10)))
+    };
+    assert!(effects.iter().any(refused), "{effects:?}");
+    assert!(starts(&effects), "{effects:?}");
+
+    let (mut host, _) = run(empty());
+    host.step(stop(Epoch(10)), NOW);
+    let effects = host.step(asked(Epoch(10)), NOW);
+    assert!(!starts(&effects), "{effects:?}");
+    assert_eq!(host.containers()[&id().repl].phase, Phase::Releasing);
+}
+
+#[test]
+fn a_session_is_let_into_the_epoch_that_it_came_for_and_no_newer_one() {
+    let (mut host, _) = run(empty());
+    let open = Event::Open {
+        ticket: Ticket(3),
+        repl: id().repl,
+        epoch: Some(Epoch(9)),
+    };
+    host.step(open, NOW);
+    let effects = host.step(asked(Epoch(10)), NOW);
+    let refused = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Answer {
+                ticket: Ticket(3),
+                answer: Answer::Refused(_)
+            }
+        )
+    };
+    assert!(effects.iter().any(refused), "{effects:?}");
 }

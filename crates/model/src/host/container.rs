@@ -89,6 +89,8 @@ pub struct Container {
     pub(super) claimers: Vec<Ticket>,
     /// Sessions that came for an epoch before the store has said which epoch this is.
     pub(super) knowing: Vec<(Ticket, Epoch)>,
+    /// Stops that came for an epoch before the store has said which epoch this is.
+    pub(super) early_stops: Vec<(Ticket, Epoch, Stop)>,
     /// Callers that wait for its end.
     pub(super) stopping: Vec<Ticket>,
     /// A stop that waits for the start to end.
@@ -108,6 +110,7 @@ impl Container {
             waiting: vec![],
             claimers: vec![],
             knowing: vec![],
+            early_stops: vec![],
             stopping: vec![],
             stop: None,
         }
@@ -126,6 +129,13 @@ impl Container {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.extend(self.knowing.drain(..).map(|(ticket, _)| ticket));
         waiting
+    }
+
+    /// Whoever waits for its end waits no more.
+    pub(super) fn take_stopping(&mut self) -> Vec<Ticket> {
+        let mut stopping = std::mem::take(&mut self.stopping);
+        stopping.extend(self.early_stops.drain(..).map(|(ticket, ..)| ticket));
+        stopping
     }
 
     /// The state that people see; `None` while the repl is not this host's.

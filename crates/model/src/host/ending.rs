@@ -25,29 +25,25 @@ impl Host {
         let me = self.me.clone();
         let Some(container) = self.containers.get_mut(&repl) else {
             let mut container = Container::new(Phase::Asking, None, now);
-            container.stopping.push(ticket);
-            container.stop = Some(Stop { grace });
+            container.early_stops.push((ticket, epoch, Stop { grace }));
             self.containers.insert(repl.clone(), container);
             return out.push(Effect::Ask { repl, incarnation });
         };
-        match container.epoch {
-            Some(mine) if mine != epoch => {
-                let hint = Some(OwnerHint {
-                    host: Some(me),
-                    epoch: mine,
-                });
-                return refuse(ticket, not_owner(&repl, hint), out);
-            }
-            _ => container.stopping.push(ticket),
+        let Some(mine) = container.epoch else {
+            return container.early_stops.push((ticket, epoch, Stop { grace }));
+        };
+        if mine != epoch {
+            let hint = Some(OwnerHint {
+                host: Some(me),
+                epoch: mine,
+            });
+            return refuse(ticket, not_owner(&repl, hint), out);
         }
+        container.stopping.push(ticket);
         if matches!(container.after, After::HandOff(_)) {
             container.after = After::Release;
         }
-        if container.epoch.is_some() {
-            self.end(&ContainerId { repl, epoch }, Stop { grace }, now, out);
-        } else {
-            container.stop = Some(Stop { grace });
-        }
+        self.end(&ContainerId { repl, epoch }, Stop { grace }, now, out);
     }
 
     /// Takes a container one step nearer to its death, as fast as `stop` says or faster.
@@ -128,7 +124,7 @@ impl Host {
             ),
         };
         refuse_all(&mut container.waiting, &why, out);
-        stopped_all(container.stopping, out);
+        stopped_all(container.take_stopping(), out);
         out.push(Effect::Changed {
             repl: id.repl.clone(),
         });

@@ -292,8 +292,8 @@ impl Host {
             out.push(Effect::Kill { ids: kill });
         }
         for repl in forget {
-            if let Some(container) = self.containers.remove(&repl) {
-                stopped_all(container.stopping, out);
+            if let Some(mut container) = self.containers.remove(&repl) {
+                stopped_all(container.take_stopping(), out);
             }
         }
     }

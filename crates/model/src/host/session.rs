@@ -177,13 +177,19 @@ impl Host {
                 container.waiting.push(ticket);
             }
         }
+        if let Some(after) = target {
+            container.after = after;
+        }
+        for (ticket, wanted, stop) in std::mem::take(&mut container.early_stops) {
+            self.stop(ticket, repl.clone(), wanted, stop.grace, now, out);
+        }
         let id = ContainerId {
             repl: repl.clone(),
             epoch,
         };
-        if let Some(after) = target {
-            container.after = after;
-        }
+        let Some(container) = self.container(&id) else {
+            return;
+        };
         if container.stop.is_some() || container.after != After::Release {
             return self.give_up(id, now, out);
         }
@@ -195,7 +201,7 @@ impl Host {
     pub(super) fn drop_wish(&mut self, repl: &ReplId, why: &NodeRefusal, out: &mut Vec<Effect>) {
         if let Some(mut container) = self.containers.remove(repl) {
             refuse_all(&mut container.take_waiting(), why, out);
-            stopped_all(container.stopping, out);
+            stopped_all(container.take_stopping(), out);
         }
     }
 
