@@ -115,6 +115,14 @@ fn go_on(world: &mut World, machines: &[usize], rounds: usize) {
     }
 }
 
+/// One machine, and its container runs.
+fn one_running() -> World {
+    let mut world = quiet(&[1_000_000]);
+    world.open_free(0, 0);
+    go_on(&mut world, &[0], 3);
+    world
+}
+
 /// The short form guards what is known: the same four hundred lives each time. The long one looks for what is not:
 /// `PROPTEST_CASES` says in how many new ones.
 fn config() -> ProptestConfig {
@@ -178,9 +186,7 @@ fn a_silent_host_is_robbed_and_its_repl_starts_elsewhere() {
 
 #[test]
 fn a_crashed_conman_finds_its_containers_again() {
-    let mut world = quiet(&[1_000_000]);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0], 3);
+    let mut world = one_running();
     world.crash(0, false);
     go_on(&mut world, &[0], 10);
     assert_eq!((world.alive(), world.ready()), (1, 1));
@@ -189,9 +195,7 @@ fn a_crashed_conman_finds_its_containers_again() {
 
 #[test]
 fn a_container_that_dies_beside_a_new_conman_is_not_taken_for_alive() {
-    let mut world = quiet(&[1_000_000]);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0], 3);
+    let mut world = one_running();
     world.crash(0, false);
     world.exit(0);
     // Of the keeper's list and the death, the death comes first.
@@ -205,9 +209,7 @@ fn a_container_that_dies_beside_a_new_conman_is_not_taken_for_alive() {
 
 #[test]
 fn a_store_that_serves_the_past_hides_no_claim_from_a_new_conman() {
-    let mut world = quiet(&[1_000_000]);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0], 3);
+    let mut world = one_running();
     // Conman and its keeper are both replaced.
     world.crash(0, false);
     world.kill_keeper(0);
