@@ -385,25 +385,23 @@ mod tests {
     async fn claims_of_before_the_join_are_no_answer() {
         let store = Memory::new();
         let me = Me::new("host-0".parse().expect("a name"));
-        let put = |key: &str, value: String| Txn {
+        let mine = Incarnation(1);
+        let claim = Txn {
             compares: vec![],
             operations: vec![Operation::Put {
-                key: key.to_owned(),
-                value,
+                key: keys::owner(&"a".parse().expect("a name")),
+                value: encode(&OwnerRecord {
+                    host: me.host.clone(),
+                    incarnation: mine,
+                    nonce: 0,
+                }),
             }],
         };
-        let mine = Incarnation(1);
-        let record = encode(&OwnerRecord {
-            host: me.host.clone(),
-            incarnation: mine,
-            nonce: 0,
-        });
         let past = Misbehaviour {
             reads: Reads::Frozen,
             ..Misbehaviour::default()
         };
         store.misbehave(past);
-        let claim = put("/r/a", record);
         let TxnOutcome::Committed(epoch) = store.txn(claim).await.expect("a commit") else {
             panic!("nothing is compared");
         };
