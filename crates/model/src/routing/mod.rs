@@ -405,8 +405,12 @@ impl Router {
                 .asking
                 .take_if(|asking| !is_registered(hosts, &asking.host, asking.incarnation));
             if let (Some(ended), Some(route)) = (ended, self.routes.get_mut(&session.repl)) {
-                // A host that was robbed may be stopped: it never answers.
+                // A host that was robbed may be stopped: it never answers. That goes for one that was asked to find
+                // out whether a host is back, too, where a read of the store had told of its next registration before.
                 out.push(Effect::Drop { ticket: *ticket });
+                if let Some(outage) = self.outages.get_mut(&ended.host) {
+                    outage.lost(ticket);
+                }
                 route.waiting.insert(*ticket);
                 let message = format!("the registration of {} has ended", ended.host);
                 route.last = Some(NoWay {

@@ -5,7 +5,7 @@
 mod world;
 
 use model::api::{Refusal, RefusalCode};
-use model::id::{Epoch, HostId};
+use model::id::{Epoch, HostId, Incarnation};
 use model::keys::HostState;
 use model::routing::{Effect, Event, Joined, Resolution};
 use model::wire::node::{NodeRefusal, OwnerHint};
@@ -215,6 +215,25 @@ fn the_next_one_tries_when_the_one_that_tried_has_gone() {
     assert_eq!(asked(&stage.next_tick()), [(1, host_id(0), Some(7))]);
     let tried = stage.gone(1);
     assert_eq!(asked(&tried), [(2, host_id(0), Some(7))]);
+}
+
+/// A read of the store tells of a host's next registration before the watch does: whoever was asking its earlier one, for
+/// all who wait for it, gets no answer.
+#[test]
+fn the_next_one_tries_when_the_registration_that_was_tried_has_ended() {
+    let mut stage = Stage::new(1);
+    stage.open(1);
+    stage.owned(0, 7);
+    stage.answer(1, refused(RefusalCode::HostUnreachable, None));
+    assert_eq!(asked(&stage.next_tick()), [(1, host_id(0), Some(7))]);
+    stage.hosts.get_mut(&host_id(0)).unwrap().incarnation = Incarnation(8);
+    stage.open_other(2);
+    let host = stage.hosts[&host_id(0)].clone();
+    let epoch = Epoch(9);
+    stage.resolved_other(Resolution::Owned { host, epoch });
+    let woken = stage.tell_hosts();
+    assert_eq!(resolves(&woken), 1, "{woken:?}");
+    assert_eq!(asked(&woken), [(2, host_id(0), Some(9))]);
 }
 
 #[test]
