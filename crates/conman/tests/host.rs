@@ -233,6 +233,45 @@ async fn a_restarted_conman_adopts_what_its_keeper_holds() {
     assert_eq!(host.status().await.containers.len(), 1);
 }
 
+/// The list takes as long to read as the store is away; meanwhile the keeper dies, and the next one holds nothing.
+#[tokio::test]
+async fn what_a_keeper_held_that_has_gone_since_is_not_adopted() {
+    let fleet = Fleet::new();
+    fleet.put_spec("blue", server()).await;
+    let fake = Fake::new();
+    let host = fleet.host("host-1", &fake);
+    fleet.registered(1).await;
+    let epoch = host.start("blue", None).await.unwrap();
+    host.stop.cancel();
+    let fake = fake.restarted();
+    let store = fleet.store.another();
+    store.misbehave(Misbehaviour {
+        calls: Calls::Hanging,
+        ..Misbehaviour::default()
+    });
+    let host = fleet.host_with("host-1", &fake, store.clone());
+    let asked = |times| {
+        move |fake: &Fake| {
+            let calls = fake.calls();
+            calls.iter().filter(|call| **call == Call::Adopt).count() == times
+        }
+    };
+    let before = fake
+        .calls()
+        .iter()
+        .filter(|call| **call == Call::Adopt)
+        .count();
+    fake.until(asked(before + 1)).await;
+    fake.lose_keeper();
+    fake.connect_keeper();
+    fake.until(asked(before + 2)).await;
+    store.misbehave(Misbehaviour::default());
+    // What had died is free again, and nobody is let into it.
+    owner_is(&fleet.store, "blue", None).await;
+    assert!(host.start("blue", None).await.unwrap() > epoch);
+    assert_eq!(fake.alive().len(), 1);
+}
+
 /// The first connection may come before the new process listens.
 async fn host_start_eventually(host: &Host, name: &str, epoch: u64) -> u64 {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);

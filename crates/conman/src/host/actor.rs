@@ -31,6 +31,11 @@ pub(super) enum Input {
     Event(Event),
     /// A caller's event, with where its answer goes.
     Call(Ticket, oneshot::Sender<Answer>, Event),
+    /// What a keeper holds: the so-manieth, by the actor's count of their comings and goings.
+    Adopted {
+        keeper: u64,
+        running: Vec<(ContainerId, BootTime)>,
+    },
     /// A session joined or left.
     Session { id: ContainerId, joined: bool },
     /// Somebody asks for everything.
@@ -139,6 +144,8 @@ pub(super) struct Actor {
     /// The container whose state was last announced, by repl.
     announced: HashMap<ReplId, (ContainerId, ContainerState)>,
     keeper_pid: Option<u32>,
+    /// Counts the comings and goings of keepers: a list that was read for long may be of one that has gone since.
+    keeper: u64,
     metrics: Arc<HostMetrics>,
 }
 
@@ -170,6 +177,7 @@ pub(super) fn new(
         ends: HashMap::new(),
         announced: HashMap::new(),
         keeper_pid: None,
+        keeper: 0,
         metrics,
     };
     (handle, effects, actor)
@@ -216,12 +224,14 @@ impl Actor {
             RuntimeEvent::KeeperLost => {
                 tracing::warn!("the keeper is gone, and with it every container of this host");
                 self.keeper_pid = None;
+                self.keeper += 1;
                 self.step(Event::KeeperLost);
             }
             RuntimeEvent::KeeperConnected { pid } => {
                 tracing::info!(keeper_pid = pid, "a keeper is there");
                 self.keeper_pid = Some(pid);
-                self.effects.adopt();
+                self.keeper += 1;
+                self.effects.adopt(self.keeper);
             }
         }
     }
@@ -232,6 +242,11 @@ impl Actor {
             Input::Call(ticket, answer, event) => {
                 self.callers.insert(ticket, answer);
                 self.step(event);
+            }
+            Input::Adopted { keeper, running } => {
+                if keeper == self.keeper {
+                    self.step(Event::Keeper { running });
+                }
             }
             Input::Session { id, joined } => {
                 let count = self.sessions.entry(id.clone()).or_insert(0);

@@ -14,6 +14,7 @@ use model::timing::STORE_RETRY;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::actor::Input;
 use super::departures::Starts;
 use super::live::Live;
 use super::metrics::{HostMetrics, Lateness};
@@ -127,8 +128,9 @@ impl Effects {
         });
     }
 
-    /// Asks a keeper that has just come what it holds.
-    pub(super) fn adopt(&self) {
+    /// Asks a keeper that has just come what it holds. That may take as long as the store does not answer: the actor judges
+    /// whether this keeper is still the one that is there.
+    pub(super) fn adopt(&self, keeper: u64) {
         let this = self.clone();
         tokio::spawn(async move {
             let found = match this.runtime.adopt().await {
@@ -149,7 +151,8 @@ impl Effects {
                     }
                 }
             }
-            this.handle.send(Event::Keeper { running });
+            // The actor ends only with the process.
+            let _ = this.handle.inputs.send(Input::Adopted { keeper, running });
         });
     }
 

@@ -79,8 +79,7 @@ impl World {
         self.started.iter()
     }
 
-    /// Carries out one thing that is under way, whichever it is of those that can get on. Keepers come and go through one
-    /// channel: of these, the first is told first.
+    /// Carries out one thing that is under way, whichever it is of those that can get on.
     pub fn run_any(&mut self, number: usize, which: usize, reads: (Reads, usize)) {
         let machine = &self.machines[number];
         let can = |place: &usize| {
@@ -91,14 +90,8 @@ impl World {
             return;
         }
         let mut place = places[which % places.len()];
-        let is_of_keeper = |pending: &Pending| {
-            matches!(
-                pending,
-                Pending::Tell(Event::Keeper { .. } | Event::KeeperLost)
-            )
-        };
-        if is_of_keeper(&machine.pending[place]) {
-            let first = machine.pending.iter().position(is_of_keeper);
+        if machine.pending[place].is_of_keeper() {
+            let first = machine.pending.iter().position(Pending::is_of_keeper);
             place = first.unwrap_or(place);
         }
         self.run(number, place, reads);
@@ -112,18 +105,40 @@ impl World {
         }
     }
 
-    /// Holds back what is under way, until [`World::let_go`].
+    /// Holds back what is under way, until [`World::let_go`], and what may not overtake it.
     pub fn hold(&mut self, number: usize, place: usize) {
         let machine = &mut self.machines[number];
         let pending = machine.pending.remove(place);
+        let holds_channel = pending.is_of_keeper();
         machine.held.push(pending);
+        if holds_channel {
+            let behind = machine.pending.extract_if(.., |it| it.is_of_keeper());
+            machine.held.extend(behind);
+        }
     }
 
-    /// Lets go what was held back.
+    /// Lets go what was held back; of a keeper's channel, what is first there.
     pub fn let_go(&mut self, number: usize, place: usize) {
         let machine = &mut self.machines[number];
+        let first = machine.held.iter().position(Pending::is_of_keeper);
+        let place = match first {
+            Some(first) if machine.held[place].is_of_keeper() => first,
+            _ => place,
+        };
         let pending = machine.held.remove(place);
         machine.pending.insert(0, pending);
+    }
+
+    /// A keeper comes or goes: told after what its channel holds already.
+    fn tell_of_keeper(&mut self, number: usize, event: Event) {
+        let machine = &mut self.machines[number];
+        let is_held = machine.held.iter().any(Pending::is_of_keeper);
+        let waiting = if is_held {
+            &mut machine.held
+        } else {
+            &mut machine.pending
+        };
+        waiting.push(Pending::Tell(event));
     }
 
     /// Stops conman. What it has sent to the store is committed now, or when it goes on; it reads the answers then.
@@ -171,7 +186,7 @@ impl World {
             let machine = &mut self.machines[number];
             machine.keeper = None;
             machine.pending.retain(|pending| pending.is_conmans());
-            machine.pending.push(Pending::Tell(Event::KeeperLost));
+            self.tell_of_keeper(number, Event::KeeperLost);
         }
     }
 
@@ -185,11 +200,9 @@ impl World {
 
     fn keeper_connects(&mut self, number: usize) {
         let now = self.machines[number].clock(self.now);
-        let machine = &mut self.machines[number];
-        if let Some(keeper) = &machine.keeper {
+        if let Some(keeper) = &self.machines[number].keeper {
             let running = keeper.alive.iter().map(|id| (id.clone(), now)).collect();
-            let keeper = Event::Keeper { running };
-            machine.pending.push(Pending::Tell(keeper));
+            self.tell_of_keeper(number, Event::Keeper { running });
         }
     }
 
@@ -230,8 +243,9 @@ impl World {
     pub fn heal(&mut self) {
         self.set_users(Users::Want);
         for number in 0..self.machines.len() {
-            while !self.machines[number].held.is_empty() {
-                self.let_go(number, 0);
+            // Each goes before what was let go earlier: the last first.
+            while let Some(last) = self.machines[number].held.pop() {
+                self.machines[number].pending.insert(0, last);
             }
             self.resume(number);
             self.thaw(number);

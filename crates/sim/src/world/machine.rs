@@ -30,6 +30,15 @@ impl Pending {
     pub(super) fn is_conmans(&self) -> bool {
         !matches!(self, Pending::Die(_))
     }
+
+    /// Whether it tells that a keeper comes or goes. These come through one channel, in order: its driver has one task, and
+    /// one connection, for each keeper after the other.
+    pub(super) fn is_of_keeper(&self) -> bool {
+        matches!(
+            self,
+            Pending::Tell(Event::Keeper { .. } | Event::KeeperLost)
+        )
+    }
 }
 
 /// The keeper and what it is the parent of.
