@@ -1,6 +1,6 @@
 //! Turns a chunk of lines into a batch of events: the part of the work that all threads share.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use model::stuck::LogTime;
 
@@ -247,19 +247,19 @@ impl EverFailed {
 
 /// Reads chunks of the inputs of one report; each thread has its own.
 #[derive(Debug)]
-pub struct Parser<'a> {
-    plans: &'a [Plan],
+pub struct Parser<P> {
+    plans: P,
     readers: Vec<Option<(LineReader, StampReader)>>,
     /// In a second pass, whom it is about.
     only: Option<Arc<EverFailed>>,
 }
 
-impl<'a> Parser<'a> {
+impl<P: Deref<Target = [Plan]>> Parser<P> {
     /// A parser of inputs with these plans.
-    pub fn new(plans: &'a [Plan], only: Option<Arc<EverFailed>>) -> Self {
+    pub fn new(plans: P, only: Option<Arc<EverFailed>>) -> Self {
         Self {
-            plans,
             readers: plans.iter().map(|_| None).collect(),
+            plans,
             only,
         }
     }

@@ -16,6 +16,7 @@ use model::stuck::LogTime;
 
 use crate::{
     batch::{Attempt, Batch, EverFailed, SHOWN_MAX, Unparsed},
+    day::Day,
     entities::Entities,
     order::{Next, Order},
     plan::Plan,
@@ -25,7 +26,6 @@ use crate::{
     tracker::{ByHash, Entries, EpisodeSink, Failure},
 };
 
-const DAY_NS: i64 = 86_400 * 1_000_000_000;
 /// Reasons told apart in the sorter; further ones are told as one.
 const REASONS_MAX: usize = 1 << 16;
 /// Attempts sorted in memory at a time: 16 MiB.
@@ -158,13 +158,6 @@ enum Stage {
     Surveying,
     /// A second pass: they are sorted, and nothing is counted again.
     Sorting(Box<Unordered>),
-}
-
-/// Where the days of stamps without a date stand.
-#[derive(Debug, Clone, Copy)]
-struct Day {
-    midnight: i64,
-    last: i64,
 }
 
 /// Takes the batches in order.
@@ -327,25 +320,11 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Completes a stamp that has the time of day alone: the day is the one that puts it nearest to the
-    /// line before.
+    /// Completes a stamp that has the time of day alone.
     fn completed(&mut self, input: usize, of_day: i64) -> LogTime {
-        let first_midnight = self.plans[input].first_midnight.0;
-        let day = self.days[input].get_or_insert(Day {
-            midnight: first_midnight,
-            last: first_midnight + of_day,
-        });
-        let mut time = day.midnight + of_day;
-        if time < day.last - DAY_NS / 2 {
-            time += DAY_NS;
-        } else if time > day.last + DAY_NS / 2 {
-            time -= DAY_NS;
-        }
-        *day = Day {
-            midnight: time - of_day,
-            last: time,
-        };
-        LogTime(time)
+        let first_midnight = self.plans[input].first_midnight;
+        let day = self.days[input].get_or_insert_with(|| Day::new(first_midnight, of_day));
+        day.completed(of_day)
     }
 
     fn newest(&self) -> LogTime {

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod block;
 pub mod classify;
+pub mod day;
 pub mod doc;
 pub mod engine;
 pub mod entities;
@@ -10,6 +11,7 @@ pub mod expr;
 pub mod format;
 pub mod guess;
 pub mod json;
+pub mod live;
 pub mod order;
 pub mod plan;
 pub mod query;
