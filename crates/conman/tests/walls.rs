@@ -85,12 +85,12 @@ fn assert_apart(from: &str, forbidden: &[&str]) {
 
 #[test]
 fn a_gateway_knows_no_host_and_no_runtime() {
-    assert_apart("gateway", &["host", "runtime", "cli"]);
+    assert_apart("gateway", &["host", "runtime", "tracker", "cli"]);
 }
 
 #[test]
 fn a_host_knows_no_gateway() {
-    assert_apart("host", &["gateway", "cli"]);
+    assert_apart("host", &["gateway", "tracker", "cli"]);
 }
 
 #[test]
@@ -104,6 +104,11 @@ fn a_host_knows_its_runtime_by_the_trait_alone() {
             "runtime::kept",
         ],
     );
+}
+
+#[test]
+fn a_tracker_knows_logs_and_no_other_role() {
+    assert_apart("tracker", &["gateway", "host", "runtime", "store", "cli"]);
 }
 
 #[test]

@@ -536,7 +536,11 @@ fn read_full(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(have)
 }
 
-fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+/// Reads as much as there is, up to the buffer's length.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut have = 0;
     while have < buffer.len() {
         match file.read_at(&mut buffer[have..], at + have as u64) {

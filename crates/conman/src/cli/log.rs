@@ -10,7 +10,12 @@ use crate::config::{Common, LogFormat};
 
 /// Begins to log. Once per process.
 pub(super) fn begin(common: &Common) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&common.log).context("read the log filter")?;
+    begin_as(&common.log, common.log_format)
+}
+
+/// The same, for who has no other key in common with a node.
+pub(super) fn begin_as(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).context("read the log filter")?;
     let terminal = std::io::stderr().is_terminal();
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let log = tracing_subscriber::fmt()
@@ -18,7 +23,7 @@ pub(super) fn begin(common: &Common) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_span_events(FmtSpan::NONE)
         .with_ansi(terminal && !plain);
-    match common.log_format {
+    match format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),
     }

@@ -22,6 +22,7 @@ mod service;
 mod shell;
 mod simulate;
 pub mod stuck;
+mod tracker;
 mod up;
 
 use std::io;
@@ -213,6 +214,7 @@ pub fn main() -> Exit {
         Command::Reap(args) => args.json,
         Command::Certs(args) => args.json,
         Command::Sim(args) => args.json,
+        Command::Stuck(args) => args.is_json(),
         _ => false,
     };
     let passes_on = matches!(
@@ -266,12 +268,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
         Command::Certs(args) => certs::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Sim(args) => simulate::run(&args),
-        // Its own small list of codes is a part of ours.
-        Command::Stuck(args) => stuck::run(args).map(|code| match code {
-            0 => Exit::Done,
-            2 => Exit::Usage,
-            _ => Exit::Failed,
-        }),
+        Command::Stuck(args) => stuck::run(args, &surroundings),
     }
 }
 

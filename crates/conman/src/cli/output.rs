@@ -40,6 +40,11 @@ impl Output {
         }
     }
 
+    /// Whether it is for somebody who looks on, so that what is shown may be shown anew.
+    pub(super) fn is_live(self) -> bool {
+        self.terminal && !self.json
+    }
+
     /// Prints one line.
     pub(super) fn line(self, text: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();

@@ -31,6 +31,8 @@ use crate::store::Store;
 use crate::store::etcd::Etcd;
 use crate::store::reach::Reached;
 use crate::store::sqlite::Sqlite;
+use crate::telemetry::rendering;
+use crate::tracker::Tracker;
 
 /// `<repl>.localhost` leads to a repl: browsers take every name below it for this machine.
 const DOMAIN: &str = "localhost";
@@ -130,7 +132,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         ..Roles::default()
     };
     if let Some(listen) = node.listen {
-        let listener = listen_on(listen)?;
+        let listener = listen_on(listen, "--listen")?;
         let address = listener.local_addr().context("look at the port")?;
         // Whom only this machine reaches, it need not be shown anything.
         let identity = identity.filter(|_| !address.ip().is_loopback());
@@ -243,10 +245,13 @@ pub(super) fn gateway_role(
     let mut registry = Registry::default();
     let metrics = GatewayMetrics::register(&mut registry);
     store.register(&mut registry);
+    let tracker = start_tracker(common)?;
+    registry.register_collector(tracker.collector());
     let config = gateway::Config {
         domain: DOMAIN.to_owned(),
         park: PARK_MAX,
         session_log: Some(common.session_log.clone()),
+        stuck: Arc::new(move |worst| tracker.view().json(worst)),
         preemptor: ways.preemptor,
         dialer: ways.dialer,
         identity: ways.identity,
@@ -261,21 +266,18 @@ pub(super) fn gateway_role(
     ))
 }
 
-fn rendering(registry: Registry) -> Arc<dyn Fn() -> String + Send + Sync> {
-    Arc::new(move || {
-        let mut text = String::new();
-        match prometheus_client::encoding::text::encode(&mut text, &registry) {
-            Ok(()) => text,
-            Err(error) => {
-                tracing::error!(%error, "the metrics could not be written");
-                String::new()
-            }
-        }
-    })
+/// Follows what the gateway writes into its session log, for as long as this process lives.
+fn start_tracker(common: &Common) -> anyhow::Result<Tracker> {
+    let failed = |error: anyhow::Error| {
+        // Users are served without it; its metrics stand still, which its alert sees.
+        tracing::error!(error = format!("{error:#}"), "the stuck tracker has ended");
+    };
+    Tracker::start(config::fleet_tracker(common), failed)
+        .map_err(|error| CannotStart(format!("start the stuck tracker: {error:#}")).into())
 }
 
-/// Takes the gateway's port.
-pub(super) fn listen_on(address: SocketAddr) -> Result<TcpListener, CannotStart> {
+/// Takes a port, which the flag says.
+pub(super) fn listen_on(address: SocketAddr, flag: &str) -> Result<TcpListener, CannotStart> {
     let listen = || -> std::io::Result<TcpListener> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -284,9 +286,9 @@ pub(super) fn listen_on(address: SocketAddr) -> Result<TcpListener, CannotStart>
     let listener = listen().map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                "; end what listens there, or give another with --listen"
+                format!("; end what listens there, or give another with {flag}")
             }
-            _ => "",
+            _ => String::new(),
         };
         CannotStart(format!("listen on {address}: {error}{hint}"))
     })?;

@@ -24,6 +24,10 @@ use stuck::{
     run::{Report, ReportError, open_inputs},
 };
 
+use super::exit::Exit;
+use super::tracker;
+use crate::config::Surroundings;
+
 /// Everything went well.
 const EXIT_OK: u8 = 0;
 /// An input cannot be read, or not one line of it can be parsed.
@@ -42,6 +46,10 @@ pub struct StuckArgs {
 enum StuckCommand {
     /// Find stuck episodes in logs: runs of failed attempts on one entity with no success between
     Report(Box<ReportArgs>),
+    /// Follow logs without end, and show on a page of metrics who is stuck
+    Serve(Box<tracker::ServeArgs>),
+    /// Show who is stuck now, the longest first
+    Top(tracker::TopArgs),
 }
 
 /// The options of `conman stuck report`.
@@ -160,15 +168,30 @@ fn bucket_bounds(text: &str) -> Result<Bounds, String> {
     parse_buckets(text).map(Bounds)
 }
 
-/// Runs the command and gives the exit code.
+impl StuckArgs {
+    /// Whether errors are to be JSON.
+    pub(super) fn is_json(&self) -> bool {
+        matches!(&self.command, StuckCommand::Top(args) if args.is_json())
+    }
+}
+
+/// Runs the command.
 ///
 /// # Errors
-/// When what was found cannot be written.
-pub fn run(args: StuckArgs) -> anyhow::Result<u8> {
+/// When what was found cannot be written, or there is no tracker to run or to ask.
+pub(super) fn run(args: StuckArgs, surroundings: &Surroundings) -> anyhow::Result<Exit> {
     match args.command {
         StuckCommand::Report(args) => {
-            report(*args, &mut io::stdout().lock(), &mut io::stderr(), style())
+            let code = report(*args, &mut io::stdout().lock(), &mut io::stderr(), style())?;
+            // Its own small list of codes is a part of ours.
+            Ok(match code {
+                EXIT_OK => Exit::Done,
+                EXIT_USAGE => Exit::Usage,
+                _ => Exit::Failed,
+            })
         }
+        StuckCommand::Serve(args) => tracker::serve(*args, surroundings),
+        StuckCommand::Top(args) => super::client_runtime()?.block_on(tracker::top(args)),
     }
 }
 

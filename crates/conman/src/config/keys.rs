@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::store::{StoreKey, UrlList};
+use super::store::{StoreKey, TextList};
 use super::{LogFormat, Profile, RuntimeKind};
 use crate::runtime::docker::Pull;
 
@@ -47,7 +47,7 @@ macro_rules! file {
 file! {
     state: PathBuf,
     store: StoreKey,
-    store_endpoints: UrlList,
+    store_endpoints: TextList,
     store_prefix: String,
     store_user: String,
     store_password_file: PathBuf,
@@ -82,6 +82,25 @@ file! {
     notice_amazon: String,
     notice_azure: String,
     notice_file: PathBuf,
+    stuck_listen: String,
+    stuck_database: PathBuf,
+    stuck_files: TextList,
+    stuck_stdin: bool,
+    stuck_journal: TextList,
+    stuck_loki: String,
+    stuck_loki_query: String,
+    stuck_loki_every: String,
+    stuck_format: String,
+    stuck_entity: String,
+    stuck_time: String,
+    stuck_ok: String,
+    stuck_fail: String,
+    stuck_neutral: String,
+    stuck_pattern: String,
+    stuck_tz: String,
+    stuck_gap: String,
+    stuck_lateness: String,
+    stuck_silence: String,
 }
 
 keys! {
@@ -92,7 +111,7 @@ keys! {
         /// Where the store is: sqlite, etcd, or the path of an SQLite file [default: store.db in the state directory]
         store: StoreKey = "CONMAN_STORE", "KIND";
         /// Where etcd's members are, with commas, as in https://10.0.0.1:2379
-        store_endpoints: UrlList = "CONMAN_STORE_ENDPOINTS", "URLS";
+        store_endpoints: TextList = "CONMAN_STORE_ENDPOINTS", "URLS";
         /// What the keys of this fleet begin with in etcd [default: /conman]
         store_prefix: String = "CONMAN_STORE_PREFIX", "PREFIX";
         /// Who conman is to etcd
@@ -171,5 +190,47 @@ keys! {
         notice_file: PathBuf = "CONMAN_NOTICE_FILE", "PATH";
         /// Where the gateway listens; without it the node is no gateway. Beyond this machine, for who shows a certificate
         listen: String = "CONMAN_LISTEN", "ADDRESS";
+    }
+
+    /// The keys of a stuck tracker.
+    StuckKeys {
+        /// Where the page of metrics is [default: 127.0.0.1:8090]
+        stuck_listen: String = "CONMAN_STUCK_LISTEN", "ADDRESS";
+        /// Where it keeps what it has counted [default: stuck.db in the state directory]
+        stuck_database: PathBuf = "CONMAN_STUCK_DATABASE", "FILE";
+        /// Logs to follow, with commas; they may be rotated and truncated
+        stuck_files: TextList = "CONMAN_STUCK_FILES", "FILES";
+        /// Whether to read standard input [default: false]
+        stuck_stdin: bool = "CONMAN_STUCK_STDIN", "BOOL";
+        /// Follow the journal, of these: units, or matches as in _TRANSPORT=kernel; all for everything
+        stuck_journal: TextList = "CONMAN_STUCK_JOURNAL", "UNITS";
+        /// Follow what a Loki has, as in http://127.0.0.1:3100
+        stuck_loki: String = "CONMAN_STUCK_LOKI", "URL";
+        /// Which of its lines, as in {app="gateway"}
+        stuck_loki_query: String = "CONMAN_STUCK_LOKI_QUERY", "LOGQL";
+        /// How often it is asked [default: 2s]
+        stuck_loki_every: String = "CONMAN_STUCK_LOKI_EVERY", "DURATION";
+        /// The format of lines, as in `stuck report` [default: auto]
+        stuck_format: String = "CONMAN_STUCK_FORMAT", "NAME";
+        /// The field that names the entity; FIELD~REGEX takes the part in the first group
+        stuck_entity: String = "CONMAN_STUCK_ENTITY", "FIELD";
+        /// The field that holds the time
+        stuck_time: String = "CONMAN_STUCK_TIME", "FIELD";
+        /// Attempts that reached the entity, as in 'status<500'
+        stuck_ok: String = "CONMAN_STUCK_OK", "EXPR";
+        /// Attempts that failed, as in 'status>=500'
+        stuck_fail: String = "CONMAN_STUCK_FAIL", "EXPR";
+        /// Attempts that prove neither, as in 'status=499'
+        stuck_neutral: String = "CONMAN_STUCK_NEUTRAL", "EXPR";
+        /// Lines of any other format, by named groups
+        stuck_pattern: String = "CONMAN_STUCK_PATTERN", "REGEX";
+        /// The zone of stamps without one: UTC, +02:00, Europe/Berlin, local [default: UTC]
+        stuck_tz: String = "CONMAN_STUCK_TZ", "ZONE";
+        /// An episode is over when nobody tries again for longer than this [default: 10m]
+        stuck_gap: String = "CONMAN_STUCK_GAP", "DURATION";
+        /// Attempts this late are put in their place; nothing is counted before [default: 30s]
+        stuck_lateness: String = "CONMAN_STUCK_LATENESS", "DURATION";
+        /// A log that brings nothing for this long is silent: what it would say is unknown [default: 60s]
+        stuck_silence: String = "CONMAN_STUCK_SILENCE", "DURATION";
     }
 }

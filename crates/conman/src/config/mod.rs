@@ -15,6 +15,7 @@ mod keys;
 mod kinds;
 mod notices;
 mod store;
+mod stuck;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::ParseIntError;
@@ -27,10 +28,11 @@ use model::timing::{DRAIN_RESERVE, PREEMPTION_NOTICE};
 use self::identity::IdentityKeys;
 pub use self::identity::load_identity;
 pub use self::keeper::{Keeper, KeeperKeys};
-pub use self::keys::{CommonKeys, File, NodeKeys, UpKeys};
+pub use self::keys::{CommonKeys, File, NodeKeys, StuckKeys, UpKeys};
 pub use self::kinds::{LogFormat, Profile, RuntimeKind};
 use self::notices::NoticeKeys;
-pub use self::store::{Store, StoreKey, UrlList};
+pub use self::store::{Store, StoreKey, TextList};
+pub use self::stuck::{Stuck, fleet_tracker};
 use crate::host::{Drains, Notices};
 use crate::node::{Address, BadAddress, Files};
 use crate::runtime::docker::DockerOptions;
@@ -247,7 +249,7 @@ fn drains(operator: Option<String>, preemption: Option<String>) -> Result<Drains
     let default = Drains::default();
     let grace = |key, text: Option<String>, default, most: Duration| match text {
         None => Ok(default),
-        Some(text) => match stuck::query::parse_duration(&text) {
+        Some(text) => match ::stuck::query::parse_duration(&text) {
             Ok(grace) if grace <= most => Ok(grace),
             Ok(_) => Err(bad(key, format!("must be at most {} s", most.as_secs()))),
             Err(why) => Err(bad(key, why)),
@@ -270,9 +272,13 @@ fn drains(operator: Option<String>, preemption: Option<String>) -> Result<Drains
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
+    address_of("listen", text)
+}
+
+fn address_of(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
     text.parse().map_err(|_| {
         bad(
-            "listen",
+            key,
             format!("{text:?} is not an IP address with a port, as in 127.0.0.1:8080"),
         )
     })
@@ -343,6 +349,11 @@ impl Common {
             log,
             log_format: keys.log_format.unwrap_or_default(),
         })
+    }
+
+    /// Where the gateway writes a line for every attempt of the prober.
+    pub fn probe_log(&self) -> PathBuf {
+        self.state.join("probes.ndjson")
     }
 
     /// Where the processes of this machine find each other.

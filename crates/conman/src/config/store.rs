@@ -44,7 +44,7 @@ pub enum StoreKey {
 pub struct StoreTable {
     pub kind: Option<String>,
     pub file: Option<String>,
-    pub endpoints: Option<UrlList>,
+    pub endpoints: Option<TextList>,
     pub prefix: Option<String>,
     pub user: Option<String>,
     pub password_file: Option<PathBuf>,
@@ -86,19 +86,24 @@ impl<'de> Deserialize<'de> for StoreKey {
     }
 }
 
-/// Several URLs: with commas, or in the file a list.
+/// Several texts: with commas, or in the file a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UrlList(Vec<String>);
+pub struct TextList(Vec<String>);
 
-impl UrlList {
+impl TextList {
     /// With commas.
     pub fn parse(text: &str) -> Self {
         let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
         Self(urls.map(str::to_owned).collect())
     }
+
+    /// The texts.
+    pub fn into_vec(self) -> Vec<String> {
+        self.0
+    }
 }
 
-impl FromStr for UrlList {
+impl FromStr for TextList {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -106,27 +111,27 @@ impl FromStr for UrlList {
     }
 }
 
-impl<'de> Deserialize<'de> for UrlList {
+impl<'de> Deserialize<'de> for TextList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
 
         impl<'de> Visitor<'de> for Either {
-            type Value = UrlList;
+            type Value = TextList;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of URLs")
+                f.write_str("a list of texts")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<UrlList, E> {
-                Ok(UrlList::parse(text))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TextList, E> {
+                Ok(TextList::parse(text))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<UrlList, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<TextList, A::Error> {
                 let mut urls = Vec::new();
                 while let Some(url) = list.next_element()? {
                     urls.push(url);
                 }
-                Ok(UrlList(urls))
+                Ok(TextList(urls))
             }
         }
 
@@ -138,7 +143,7 @@ impl<'de> Deserialize<'de> for UrlList {
 #[derive(Default)]
 pub(super) struct Keys {
     pub(super) store: Option<StoreKey>,
-    pub(super) endpoints: Option<UrlList>,
+    pub(super) endpoints: Option<TextList>,
     pub(super) prefix: Option<String>,
     pub(super) user: Option<String>,
     pub(super) password_file: Option<PathBuf>,
@@ -209,7 +214,7 @@ impl Keys {
 
     fn etcd(self) -> Result<Option<Options>, ConfigError> {
         let prefix = prefix(self.prefix)?;
-        let Some(UrlList(endpoints)) = self.endpoints else {
+        let Some(TextList(endpoints)) = self.endpoints else {
             return Ok(None);
         };
         if endpoints.is_empty() {

@@ -169,6 +169,7 @@ pub(super) fn routes() -> Vec<Route> {
             get(system::ready),
             &[&[Code::NoHost, Code::StoreUnavailable]],
         ),
+        route(get_.clone(), "/v1/stuck", get(system::stuck), &[]),
         route(get_, "/metrics", get(system::metrics), &[]),
     ]
 }

@@ -17,7 +17,6 @@ mod api;
 mod document;
 mod error;
 mod events;
-mod exposition;
 mod fleet;
 mod front;
 mod metrics;
@@ -55,6 +54,9 @@ pub trait Preemptor: Send + Sync + 'static {
     fn preempt(&self, host: HostId) -> BoxFuture<'_, Result<serde_json::Value, Refusal>>;
 }
 
+/// Says who is stuck, as JSON, with so many of the worst.
+pub type Stuck = Arc<dyn Fn(usize) -> serde_json::Value + Send + Sync>;
+
 /// What a gateway is told at its start.
 #[derive(Clone)]
 pub struct Config {
@@ -66,6 +68,8 @@ pub struct Config {
     pub session_log: Option<PathBuf>,
     /// Plays the loss of machines, where that is possible.
     pub preemptor: Option<Arc<dyn Preemptor>>,
+    /// What the tracker that reads the log knows.
+    pub stuck: Stuck,
     /// The way to the hosts.
     pub dialer: Dialer,
     /// What clients are shown, who must then show a certificate of the fleet too; `None` for anybody.

@@ -97,7 +97,7 @@ async fn every_documented_operation_is_there() {
             }
         }
     }
-    assert_eq!(operations, 19);
+    assert_eq!(operations, 20);
 }
 
 #[tokio::test]
@@ -182,6 +182,8 @@ async fn real_answers_are_as_documented() {
         ("GET", "/v1/openapi.json", "/v1/openapi.json"),
         ("GET", "/healthz", "/healthz"),
         ("GET", "/readyz", "/readyz"),
+        ("GET", "/v1/stuck", "/v1/stuck?worst=3"),
+        ("GET", "/v1/stuck", "/v1/stuck?worst=all"),
         ("GET", "/metrics", "/metrics"),
         ("DELETE", one, "/v1/repls/blue"),
         ("DELETE", one, "/v1/repls/blue"),
@@ -202,6 +204,8 @@ async fn real_answers_are_as_documented() {
     GET /v1/openapi.json 200
     GET /healthz 200
     GET /readyz 200
+    GET /v1/stuck?worst=3 200
+    GET /v1/stuck?worst=all 400
     GET /metrics 200
     DELETE /v1/repls/blue 204
     DELETE /v1/repls/blue 404

@@ -119,6 +119,7 @@ impl Fleet {
             domain: "localhost".into(),
             park: setup.park,
             session_log: Some(directory.path().join("sessions.ndjson")),
+            stuck: Arc::new(|worst| serde_json::json!({ "worst": worst })),
             preemptor: None,
             dialer: Dialer::default(),
             identity: None,

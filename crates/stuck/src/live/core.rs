@@ -306,6 +306,11 @@ impl Live {
         self.watermark
     }
 
+    /// How many attempts wait for the watermark.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The counts of a source.
     pub fn counts(&self, source: usize) -> SourceCounts {
         self.sources[source].counts

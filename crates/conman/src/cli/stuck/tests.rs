@@ -24,7 +24,9 @@ fn run_on(text: &str, arguments: &[&str]) -> (u8, String, String) {
         .into_iter()
         .chain(arguments)
         .collect();
-    let StuckCommand::Report(args) = Line::try_parse_from(line).unwrap().command;
+    let StuckCommand::Report(args) = Line::try_parse_from(line).unwrap().command else {
+        panic!("not a report");
+    };
     let (mut out, mut errors) = (Vec::new(), Vec::new());
     let style = Style {
         has_colour: false,
@@ -262,7 +264,9 @@ fn the_commands_of_the_guide_find_what_stands_above_them() {
             let parsed = ["conman", "report"]
                 .into_iter()
                 .chain(options.iter().map(String::as_str));
-            let StuckCommand::Report(args) = Line::try_parse_from(parsed).unwrap().command;
+            let StuckCommand::Report(args) = Line::try_parse_from(parsed).unwrap().command else {
+                panic!("not a report");
+            };
             if index > 0 {
                 continue;
             }

@@ -83,7 +83,7 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     make_directories(&up.common)?;
     let _lock = StateLock::take(&up.common.state)?;
     wait_for_earlier(&up.common.state).await?;
-    let listener = listen_on(up.listen)?;
+    let listener = listen_on(up.listen, "--listen")?;
     let address = listener.local_addr().context("look at the listener")?;
     if !address.ip().is_loopback() {
         tracing::warn!(

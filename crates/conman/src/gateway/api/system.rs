@@ -1,14 +1,18 @@
 //! The fleet's changes, health, metrics, and this API's own description.
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{Method, header};
 use model::api::{Refusal, RefusalCode};
 use model::keys;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
-use super::{Answer, STATUS_PATIENCE, Shared, store_error};
+use super::{Answer, STATUS_PATIENCE, Shared, query, store_error};
 use crate::gateway::node_client::{self, NodeError};
-use crate::gateway::{document, events, exposition};
+use crate::gateway::{document, events};
+use crate::telemetry::exposition;
 
 /// Follows everything that changes on the fleet: first what there is, then every change.
 ///
@@ -64,6 +68,34 @@ pub(in crate::gateway) async fn ready(State(gateway): Shared) -> Answer {
 )]
 pub(in crate::gateway) async fn openapi() -> Response {
     axum::Json(document::document()).into_response()
+}
+
+/// How many of the worst are shown to who does not say.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(in crate::gateway) struct StuckQuery {
+    /// How many of the worst open episodes to list.
+    #[serde(default = "worst_default")]
+    #[param(default = 10)]
+    worst: usize,
+}
+
+const fn worst_default() -> usize {
+    10
+}
+
+/// Who is stuck: the worst open episodes, and what was counted so far.
+#[utoipa::path(
+    get, path = "/v1/stuck", tag = "health", operation_id = "stuck", params(StuckQuery),
+    responses((status = 200, description = "What the tracker knows now", body = serde_json::Value)),
+)]
+pub(in crate::gateway) async fn stuck(
+    State(gateway): Shared,
+    wanted: Result<Query<StuckQuery>, QueryRejection>,
+) -> Answer {
+    let StuckQuery { worst } = query(wanted)?;
+    Ok(axum::Json((gateway.config.stuck)(worst)).into_response())
 }
 
 /// The metrics of this gateway and of every host that answers, in Prometheus' text format.

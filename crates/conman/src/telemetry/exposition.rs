@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// The page's type.
-pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Default)]
 struct Family {
@@ -17,7 +17,7 @@ struct Family {
 }
 
 /// Merges the pages; every family is told once.
-pub(super) fn merge(own: &str, hosts: &[(String, String)]) -> String {
+pub(crate) fn merge(own: &str, hosts: &[(String, String)]) -> String {
     let mut families = BTreeMap::<String, Family>::new();
     read(own, None, &mut families);
     for (host, text) in hosts {

@@ -1,0 +1,334 @@
+//! A file that grows, and is rotated or truncated now and then.
+//!
+//! ```text
+//!            more lines                        end of file
+//!   Reading ────────────► send them   Reading ────────────► is the path another file by now?
+//!      ▲                                          │ no: wait for the directory to change
+//!      └──── the next file, from its start ◄──────┘ yes, and it has something: read this one out
+//! ```
+//!
+//! A line counts when its line break is there: half a line is read again with its other half. Rotation by renaming
+//! is followed through every file in between, also when it happened while nobody was reading: the place names the
+//! file by its number, and by its first bytes, since numbers are used again. A file that is shorter than what was
+//! read of it, or begins otherwise, was truncated and is read from its start.
+
+use std::ffi::OsString;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use model::stuck::LogTime;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::fs::inotify;
+use serde::{Deserialize, Serialize};
+use stuck::entities::hash;
+use stuck::source::{LINE_BYTES_MAX, read_full_at};
+
+use super::super::owner::Message;
+use super::{BLOCK_BYTES, Feeder, Gone};
+
+/// How much of a file's beginning tells it from another one.
+const HEAD_BYTES: u64 = 256;
+/// Where directories do not say that they change (on some networks), it is looked this often.
+const LOOK_EVERY: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// Up to where a file was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    device: u64,
+    inode: u64,
+    offset: u64,
+    /// The hash of the first bytes, of so many.
+    head: (u64, u64),
+}
+
+struct Open {
+    file: File,
+    place: Place,
+}
+
+impl Open {
+    fn start(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let place = Place {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            ..Place::default()
+        };
+        Ok(Self { file, place })
+    }
+
+    /// Whether this is the file that the place is in.
+    fn is_of(file: &File, place: &Place) -> io::Result<bool> {
+        let metadata = file.metadata()?;
+        let is_same = (metadata.dev(), metadata.ino()) == (place.device, place.inode);
+        Ok(is_same && metadata.len() >= place.offset && head(file, place.head.1)? == place.head.0)
+    }
+
+    /// Whether what was read of it is no longer there.
+    fn was_truncated(&self) -> io::Result<bool> {
+        Ok(!Self::is_of(&self.file, &self.place)?)
+    }
+}
+
+/// The hash of the first bytes of a file.
+fn head(file: &File, length: u64) -> io::Result<u64> {
+    if length == 0 {
+        return Ok(0);
+    }
+    let mut bytes = vec![0; length as usize];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(hash(&bytes)),
+        // It has become shorter than that.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Follows one path.
+pub(super) struct Follower {
+    path: PathBuf,
+    directory: PathBuf,
+    name: OsString,
+    changes: OwnedFd,
+    feeder: Feeder,
+    open: Option<Open>,
+    /// Where an earlier process stopped, until the file is found.
+    place: Option<Place>,
+}
+
+impl Follower {
+    /// Follows a path, going on at a place. The file need not be there yet, but its directory must.
+    pub(super) fn open(path: PathBuf, place: Option<&str>, feeder: Feeder) -> anyhow::Result<Self> {
+        let name = path.file_name().map(OsString::from);
+        let name = name.ok_or_else(|| anyhow::anyhow!("{} names no file", path.display()))?;
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new(".")).to_owned();
+        let changes =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&changes, &directory, CHANGES)
+            .map_err(|error| anyhow::anyhow!("watch {}: {error}", directory.display()))?;
+        Ok(Self {
+            path,
+            directory,
+            name,
+            changes,
+            feeder,
+            open: None,
+            place: place.map(serde_json::from_str).transpose()?,
+        })
+    }
+
+    /// Follows it until the tracker ends.
+    pub(super) fn run(mut self) {
+        let mut is_lost = false;
+        loop {
+            let message = match self.read() {
+                Ok(Ok(())) => Message::CaughtUp,
+                Ok(Err(Gone)) => return,
+                Err(error) => Message::Lost(format!("{}: {error}", self.path.display())),
+            };
+            // Said once, not every second.
+            let is_said = is_lost && matches!(message, Message::Lost(_));
+            is_lost = matches!(message, Message::Lost(_));
+            if !is_said && self.feeder.sender.send(message).is_err() {
+                return;
+            }
+            self.wait();
+        }
+    }
+
+    /// Returns when something in the directory has changed, or after a while.
+    fn wait(&self) {
+        let mut ready = [PollFd::new(&self.changes, PollFlags::IN)];
+        // A signal, or anything else that ends the wait early, costs one more look.
+        let _ = poll(&mut ready, Some(&LOOK_EVERY));
+        let mut events = [0; 4096];
+        while rustix::io::read(&self.changes, &mut events).is_ok_and(|count| count > 0) {}
+    }
+
+    /// Reads all that there is now.
+    fn read(&mut self) -> io::Result<Result<(), Gone>> {
+        loop {
+            if self.open.is_none() {
+                let Some(found) = self.find()? else {
+                    return Ok(Ok(()));
+                };
+                self.open = Some(found);
+            }
+            if let Err(gone) = self.read_out(false)? {
+                return Ok(Err(gone));
+            }
+            let Some(next) = self.next()? else {
+                return Ok(Ok(()));
+            };
+            // Whoever writes has gone on to the next file, so that this one is complete, also its last line.
+            if let Err(gone) = self.read_out(true)? {
+                return Ok(Err(gone));
+            }
+            tracing::info!(path = %self.path.display(), "the log was rotated");
+            self.open = Some(Open::start(next)?);
+        }
+    }
+
+    /// The file to begin with: the one that was being read, wherever it is by now, or the one at the path.
+    fn find(&mut self) -> io::Result<Option<Open>> {
+        if let Some(place) = self.place.take() {
+            for (path, _) in self.siblings()?.into_iter().chain([(self.path.clone(), 0)]) {
+                let Some(file) = opened(&path)? else {
+                    continue;
+                };
+                if Open::is_of(&file, &place)? {
+                    return Ok(Some(Open { file, place }));
+                }
+            }
+            let (path, offset) = (self.path.display(), place.offset);
+            tracing::warn!(
+                %path, offset,
+                "the file that was being read is gone: what it had after this many bytes is not counted"
+            );
+        }
+        let Some(file) = opened(&self.path)? else {
+            return Ok(None);
+        };
+        refuse_packed(&file)?;
+        Open::start(file).map(Some)
+    }
+
+    /// Files that were rotated away from this path, `NAME.1` or `NAME-20260101`, those changed last coming last.
+    fn siblings(&self) -> io::Result<Vec<(PathBuf, i128)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let (name, own) = (entry.file_name(), self.name.as_encoded_bytes());
+            let rest = name.as_encoded_bytes().strip_prefix(own);
+            let is_rotated = rest.is_some_and(|rest| {
+                matches!(rest, [b'.' | b'-', digits @ ..]
+                    if !digits.is_empty() && digits.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-'))
+            });
+            if is_rotated && let Ok(metadata) = entry.metadata() {
+                found.push((entry.path(), changed(&metadata)));
+            }
+        }
+        found.sort_by_key(|(_, changed)| *changed);
+        Ok(found)
+    }
+
+    /// The file that comes after the open one, once something is written in it.
+    fn next(&self) -> io::Result<Option<File>> {
+        let Some(open) = &self.open else {
+            return Ok(None);
+        };
+        let at_path = opened(&self.path)?;
+        let mut is_other = false;
+        if let Some(file) = &at_path {
+            let metadata = file.metadata()?;
+            is_other = (metadata.dev(), metadata.ino()) != (open.place.device, open.place.inode)
+                && metadata.len() > 0;
+        }
+        if !is_other {
+            return Ok(None);
+        }
+        // The path may have been rotated more than once since.
+        let own = changed(&open.file.metadata()?);
+        for (path, changed) in self.siblings()? {
+            let Some(file) = opened(&path)? else {
+                continue;
+            };
+            let is_own = file.metadata()?.ino() == open.place.inode;
+            if !is_own && changed > own {
+                return Ok(Some(file));
+            }
+        }
+        Ok(at_path)
+    }
+
+    /// Reads the open file to its end; with `is_complete` also a last line that has no break.
+    fn read_out(&mut self, is_complete: bool) -> io::Result<Result<(), Gone>> {
+        let Some(open) = &mut self.open else {
+            return Ok(Ok(()));
+        };
+        if open.was_truncated()? {
+            tracing::info!(path = %self.path.display(), "the log was truncated");
+            open.place = Place {
+                offset: 0,
+                head: (0, 0),
+                ..open.place
+            };
+        }
+        let mut size = BLOCK_BYTES;
+        loop {
+            let mut bytes = vec![0; size];
+            let count = read_full_at(&open.file, &mut bytes, open.place.offset)?;
+            bytes.truncate(count);
+            let is_end = count < size;
+            let last = memchr::memrchr(b'\n', &bytes).map(|last| last + 1);
+            let whole = match last {
+                Some(_) if is_complete && is_end => count,
+                Some(last) => last,
+                None if is_complete && is_end => count,
+                None if count > LINE_BYTES_MAX => count,
+                None if is_end => 0,
+                None => {
+                    size *= 2;
+                    continue;
+                }
+            };
+            bytes.truncate(whole);
+            if whole == 0 {
+                return Ok(Ok(()));
+            }
+            let place = &mut open.place;
+            place.offset += whole as u64;
+            if place.head.1 < HEAD_BYTES {
+                let length = place.offset.min(HEAD_BYTES);
+                place.head = (head(&open.file, length)?, length);
+            }
+            let modified = LogTime(i64::try_from(changed(&open.file.metadata()?)).unwrap_or(0));
+            if let Err(gone) = self.feeder.feed(bytes, modified, place) {
+                return Ok(Err(gone));
+            }
+            size = BLOCK_BYTES;
+        }
+    }
+}
+
+/// Everything that can mean more lines, or another file.
+const CHANGES: inotify::WatchFlags = inotify::WatchFlags::MODIFY
+    .union(inotify::WatchFlags::CREATE)
+    .union(inotify::WatchFlags::MOVED_TO)
+    .union(inotify::WatchFlags::MOVED_FROM)
+    .union(inotify::WatchFlags::CLOSE_WRITE);
+
+/// When a file was last written, in nanoseconds.
+fn changed(metadata: &Metadata) -> i128 {
+    i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
+}
+
+/// Opens a file, if it is there.
+fn opened(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn refuse_packed(file: &File) -> io::Result<()> {
+    let mut magic = [0; 4];
+    let count = read_full_at(file, &mut magic, 0)?;
+    if matches!(&magic[..count], [0x1F, 0x8B, ..] | [0x28, 0xB5, 0x2F, 0xFD]) {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "is packed, and does not grow: `conman stuck report` reads it",
+        ));
+    }
+    Ok(())
+}

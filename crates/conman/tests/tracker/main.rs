@@ -1,0 +1,7 @@
+//! `conman stuck serve` as a program: what it follows, what it keeps when it is killed, what it answers.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod files;
+mod harness;
+mod refusals;
