@@ -9,5 +9,6 @@ struct Arguments {
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
-    conman::cli::stuck::run(Arguments::parse().stuck).map(Into::into)
+    let surroundings = conman::config::Surroundings::of_process();
+    conman::cli::stuck::run(Arguments::parse().stuck, &surroundings).map(Into::into)
 }

@@ -179,7 +179,7 @@ impl StuckArgs {
 ///
 /// # Errors
 /// When what was found cannot be written, or there is no tracker to run or to ask.
-pub(super) fn run(args: StuckArgs, surroundings: &Surroundings) -> anyhow::Result<Exit> {
+pub fn run(args: StuckArgs, surroundings: &Surroundings) -> anyhow::Result<Exit> {
     match args.command {
         StuckCommand::Report(args) => {
             let code = report(*args, &mut io::stdout().lock(), &mut io::stderr(), style())?;
