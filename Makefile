@@ -23,6 +23,18 @@ test: lint ## everything that a change must pass
 	scripts/docker-engine run scripts/etcd run cargo nextest run --workspace --locked
 	scripts/differential-stuck --short
 
+.PHONY: test-observing
+test-observing: ## the rules, every panel's query and the alerts, with Debian's Prometheus and Alertmanager: half a minute
+	scripts/setup observing
+	cargo build --locked --package conman
+	scripts/test-observing
+
+.PHONY: drill
+drill: release ## waves of preemptions and crashes under hundreds of sessions for SECONDS (600), as Prometheus and the report see it; figures in target/figures/drill.json
+	scripts/setup observing
+	cargo build --release --locked --package testserver
+	scripts/drill-stuck --seconds $(or $(SECONDS),600)
+
 .PHONY: lint
 lint: setup-test ## layout, lints, documentation, dependencies
 	cargo fmt --all --check

@@ -174,7 +174,7 @@ fn episodes(view: &View, page: &mut Page<'_, '_>) -> Result<(), Error> {
         let bounds = BUCKETS_S
             .iter()
             .map(|bound| *bound as f64)
-            .chain([f64::MAX]);
+            .chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(totals.buckets).collect();
         let count = totals.buckets.iter().sum();
         let labels = [of(audience)];
