@@ -86,10 +86,6 @@ file! {
     stuck_database: PathBuf,
     stuck_files: TextList,
     stuck_stdin: bool,
-    stuck_journal: TextList,
-    stuck_loki: String,
-    stuck_loki_query: String,
-    stuck_loki_every: String,
     stuck_format: String,
     stuck_entity: String,
     stuck_time: String,
@@ -202,14 +198,6 @@ keys! {
         stuck_files: TextList = "CONMAN_STUCK_FILES", "FILES";
         /// Whether to read standard input [default: false]
         stuck_stdin: bool = "CONMAN_STUCK_STDIN", "BOOL";
-        /// Follow the journal, of these: units, or matches as in _TRANSPORT=kernel; all for everything
-        stuck_journal: TextList = "CONMAN_STUCK_JOURNAL", "UNITS";
-        /// Follow what a Loki has, as in http://127.0.0.1:3100
-        stuck_loki: String = "CONMAN_STUCK_LOKI", "URL";
-        /// Which of its lines, as in {app="gateway"}
-        stuck_loki_query: String = "CONMAN_STUCK_LOKI_QUERY", "LOGQL";
-        /// How often it is asked [default: 2s]
-        stuck_loki_every: String = "CONMAN_STUCK_LOKI_EVERY", "DURATION";
         /// The format of lines, as in `stuck report` [default: auto]
         stuck_format: String = "CONMAN_STUCK_FORMAT", "NAME";
         /// The field that names the entity; FIELD~REGEX takes the part in the first group

@@ -351,11 +351,6 @@ impl Common {
         })
     }
 
-    /// Where the gateway writes a line for every attempt of the prober.
-    pub fn probe_log(&self) -> PathBuf {
-        self.state.join("probes.ndjson")
-    }
-
     /// Where the processes of this machine find each other.
     pub fn sockets(&self) -> PathBuf {
         self.state.join("sockets")

@@ -28,25 +28,21 @@ pub struct Stuck {
     pub tracker: tracker::Config,
 }
 
-/// What the tracker of a fleet follows: the session log of its gateway, and that of the prober.
+/// What the tracker of a fleet follows: the session log of its gateway.
 pub fn fleet_tracker(common: &Common) -> tracker::Config {
-    let query = Arc::new(Query {
+    let query = Query {
         format: Some(Format::Conman),
         ..Query::default()
-    });
-    let log = |name: &str, audience, path: &PathBuf| Source {
-        name: name.to_owned(),
-        audience,
-        query: query.clone(),
-        kind: SourceKind::File(path.clone()),
     };
     tracker::Config {
         database: common.state.join("stuck.db"),
         rules: Rules::default(),
-        sources: vec![
-            log("sessions", Audience::User, &common.session_log),
-            log("probes", Audience::Probe, &common.probe_log()),
-        ],
+        sources: vec![Source {
+            name: "sessions".to_owned(),
+            audience: Audience::User,
+            query: Arc::new(query),
+            kind: SourceKind::File(common.session_log.clone()),
+        }],
     }
 }
 
@@ -178,7 +174,7 @@ fn sources(keys: &StuckKeys) -> Result<Vec<(String, SourceKind)>, ConfigError> {
     if sources.is_empty() {
         return Err(bad(
             "stuck_files",
-            "there is nothing to follow: give this key, stuck_stdin, stuck_journal or stuck_loki",
+            "there is nothing to follow: give this key, or stuck_stdin",
         ));
     }
     let mut names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();

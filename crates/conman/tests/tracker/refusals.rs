@@ -19,7 +19,7 @@ fn refused(arguments: &[&str]) -> String {
 
 #[test]
 fn wrong_keys_are_named() {
-    insta::assert_snapshot!(refused(&[]), @"2 conman: stuck_files: there is nothing to follow: give this key, stuck_stdin, stuck_journal or stuck_loki (set by --stuck-files, CONMAN_STUCK_FILES, or stuck_files in the file)");
+    insta::assert_snapshot!(refused(&[]), @"2 conman: stuck_files: there is nothing to follow: give this key, or stuck_stdin (set by --stuck-files, CONMAN_STUCK_FILES, or stuck_files in the file)");
     insta::assert_snapshot!(refused(&["--stuck-files", "@/none/a.log"]), @"2 conman: stuck_files: @/none/a.log is no file in a directory that is there (set by --stuck-files, CONMAN_STUCK_FILES, or stuck_files in the file)");
     insta::assert_snapshot!(refused(&["--stuck-files", "@/a,@/a"]), @"2 conman: stuck_files: @/a is given twice (set by --stuck-files, CONMAN_STUCK_FILES, or stuck_files in the file)");
     insta::assert_snapshot!(refused(&["--stuck-stdin", "true", "--stuck-gap", "soon"]), @"2 conman: stuck_gap: `soon` is no duration: write it like 10m, 90s, 1h30m or 250ms (set by --stuck-gap, CONMAN_STUCK_GAP, or stuck_gap in the file)");
