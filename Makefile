@@ -14,9 +14,17 @@ up: release ## build conman and run a fleet of three hosts here, until Ctrl-C; m
 	exec target/release/conman up $(ARGS)
 
 .PHONY: release
-release: ## build conman
+release: ## build conman, with its console where node and npm are to be had
 	scripts/setup build
+	@$(MAKE) --no-print-directory console || echo "make: conman is built without its console" >&2
 	cargo build --release --locked --package conman
+
+.PHONY: console
+console: console/dist/index.html.gz ## build the page that conman serves at /; fails above 300 kB compressed
+
+console/dist/index.html.gz: $(wildcard console/src/* console/*.json console/build.mjs)
+	scripts/setup console
+	cd console && npm ci --no-audit --no-fund && npm run lint && npm run build
 
 .PHONY: test
 test: lint ## everything that a change must pass

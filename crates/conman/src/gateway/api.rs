@@ -28,7 +28,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::error::ApiError;
-use super::{Gateway, front};
+use super::{Gateway, front, page};
 
 /// How long a host may take to say what it carries, before its part of a list is left out.
 const STATUS_PATIENCE: Duration = Duration::from_secs(1);
@@ -184,6 +184,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
         .fold(Router::new(), |router, route| {
             router.route(route.path, route.handler)
         })
+        .merge(page::router())
         .fallback(async |uri: Uri| front::not_found(uri.path()))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             let message = format!("{} does not take {method}", uri.path());

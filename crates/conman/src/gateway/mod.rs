@@ -22,6 +22,7 @@ mod front;
 mod metrics;
 mod node_client;
 mod open;
+mod page;
 mod pool;
 mod proxy;
 mod router;

@@ -214,7 +214,7 @@ async fn requests_that_nobody_takes() {
     let lines = all_refused(
         &fleet,
         &[
-            ("GET", "/", ""),
+            ("GET", "/nothing", ""),
             ("GET", "/v1/nothing", ""),
             ("GET", "/v1/repls/blue/more", ""),
             ("PATCH", "/v1/repls/blue", ""),
@@ -232,7 +232,7 @@ async fn requests_that_nobody_takes() {
     )
     .await;
     insta::assert_snapshot!(lines, @r#"
-    404 not_found (client): there is no / here
+    404 not_found (client): there is no /nothing here
     404 not_found (client): there is no /v1/nothing here
     404 not_found (client): there is no /v1/repls/blue/more here
     405 method_not_allowed (client): /v1/repls/blue does not take PATCH
