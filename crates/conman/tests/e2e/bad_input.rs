@@ -199,7 +199,7 @@ struct SmallDisk(tempfile::TempDir);
 impl SmallDisk {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let size = Some(c"size=4m");
+        let size = Some(c"size=8m");
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("small", directory.path(), "tmpfs", flags, size).unwrap();
         Self(directory)
