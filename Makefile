@@ -26,6 +26,12 @@ console/dist/index.html.gz: $(wildcard console/src/* console/*.json console/buil
 	scripts/setup console
 	cd console && npm ci --no-audit --no-fund && npm run lint && npm run build
 
+.PHONY: test-console
+test-console: console ## the console in a real browser, Debian's Chromium: two pages on one repl, and its host lost
+	scripts/setup browser
+	cargo build --locked --package conman
+	cd console && node test/browser.mjs ../target/debug/conman
+
 .PHONY: test
 test: lint ## everything that a change must pass
 	scripts/docker-engine run scripts/etcd run cargo nextest run --workspace --locked
