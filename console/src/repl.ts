@@ -88,7 +88,7 @@ export function showOne(view: HTMLElement, id: string): () => void {
   const notice = (text: string) => {
     const told = JSON.parse(text);
     if (told.type === "moved") {
-      terminal.writeln(`\r\n\x1b[2mmoved to ${told.host} in ${told.milliseconds} ms\x1b[0m`);
+      // The terminal's own bytes say so already, to everyone on it.
       void describe();
     } else if (told.type === "error") {
       terminal.writeln(`\r\n\x1b[31m${told.code}: ${told.message}\x1b[0m`);
