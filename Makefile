@@ -35,6 +35,7 @@ test-console: console ## the console in a real browser, Debian's Chromium: two p
 .PHONY: test
 test: lint ## everything that a change must pass
 	scripts/docker-engine run scripts/etcd run cargo nextest run --workspace --locked
+	scripts/mutants --short
 	scripts/differential-stuck --short
 
 .PHONY: test-observing

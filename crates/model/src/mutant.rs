@@ -1,7 +1,8 @@
 //! The rules of the protocol, each with a switch that removes it: for the proof that something notices.
 //!
 //! A rule whose removal nothing catches is not proven. The switches are only there when the feature `mutants` is built in, and
-//! then the variable `CONMAN_MUTANT` of the environment names the one rule that is removed. Without the feature,
+//! then the variable `CONMAN_MUTANT` of the environment names the one rule that is removed. The tests build it in, by a
+//! dev-dependency of `sim`, so that `make test` can remove each rule without a second build. Without the feature,
 //! [`removed`] is a constant, and nothing of this is in the program.
 
 /// One rule of the protocol.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::host::container::{Phase, Ticket};
 use model::host::{Answer, Claim, Death, Effect, Event, Host, Ownership};
 use model::id::{ContainerId, Epoch, Incarnation};
-use model::lease::LeaseEvent;
+use model::lease::{LeaseEffect, LeaseEvent};
 use model::time::BootTime;
 use model::timing::FAST;
 
@@ -76,6 +76,35 @@ fn what_is_alive_and_claimed_is_adopted() {
         answer,
     };
     assert!(host.step(open, NOW).contains(&opened));
+}
+
+#[test]
+fn what_is_alive_and_not_claimed_is_killed() {
+    let [_, _, nothing_claimed] = empty();
+    let (host, effects) = run([listed(), joined(), nothing_claimed]);
+    assert_eq!(host.containers()[&id().repl].phase, Phase::Killing);
+    assert!(effects.contains(&Effect::Kill { ids: vec![id()] }));
+}
+
+/// The answer to a renewal comes after the deadline that it moves, and before anybody has noticed; a keeper came meanwhile.
+#[test]
+fn a_lease_revived_late_beside_a_new_keeper_reads_its_claims() {
+    let [nothing, joined, nothing_claimed] = empty();
+    let (mut host, _) = run([nothing.clone(), joined, nothing_claimed]);
+    let sent = NOW.plus(FAST.renew);
+    host.step(Event::Tick, sent);
+    let late = NOW.plus(FAST.hold);
+    host.step(Event::KeeperLost, late);
+    let reads = |effects: &[Effect]| effects.contains(&Effect::ReadClaims { incarnation: MINE });
+    assert!(
+        !reads(&host.step(nothing, late)),
+        "without a lease there is nothing to read"
+    );
+    let effects = host.step(Event::Lease(LeaseEvent::RenewAcked { sent }), late);
+    assert!(reads(&effects), "{effects:?}");
+    let deadline = sent.plus(FAST.hold);
+    let armed = Effect::Lease(LeaseEffect::Arm { deadline });
+    assert!(effects.contains(&armed), "{effects:?}");
 }
 
 #[test]

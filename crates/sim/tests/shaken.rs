@@ -3,17 +3,18 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod stage;
+
 use std::time::Duration;
 
 use model::timing::{CLOCK_DRIFT_PPM_MAX, FAST};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use sim::client::{FRESH, Reads};
+use sim::client::Reads;
 use sim::world::{Users, World};
+use stage::{REPLS, STALENESS_MAX, quiet};
 
 const MACHINES: usize = 3;
-const REPLS: usize = 2;
-const STALENESS_MAX: usize = 6;
 
 /// One thing that the test lets happen.
 #[derive(Debug, Clone)]
@@ -94,35 +95,6 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// All are registered, and nobody wants a repl.
-fn quiet(rates_ppm: &[u64]) -> World {
-    let mut world = World::new(FAST, rates_ppm, REPLS, STALENESS_MAX);
-    world.set_users(Users::Sleep);
-    world.settle(1_000);
-    assert_eq!(world.ready(), rates_ppm.len());
-    world
-}
-
-/// One round of the usual course on each machine, for `rounds` of 100 ms.
-fn go_on(world: &mut World, machines: &[usize], rounds: usize) {
-    for _ in 0..rounds {
-        world.advance(100);
-        for machine in machines {
-            for _ in 0..8 {
-                world.run_any(*machine, 0, FRESH);
-            }
-        }
-    }
-}
-
-/// One machine, and its container runs.
-fn one_running() -> World {
-    let mut world = quiet(&[1_000_000]);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0], 3);
-    world
-}
-
 /// The short form guards what is known: the same four hundred lives each time. The long one looks for what is not:
 /// `PROPTEST_CASES` says in how many new ones.
 fn config() -> ProptestConfig {
@@ -166,61 +138,4 @@ proptest! {
         prop_assert!(world.violations().is_empty(), "{:?} at last: {world:?}", world.violations());
         prop_assert_eq!((world.ready(), world.alive()), (MACHINES, REPLS), "{:?}", world);
     }
-}
-
-#[test]
-fn a_silent_host_is_robbed_and_its_repl_starts_elsewhere() {
-    let mut world = quiet(&[1_000_000; MACHINES]);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0, 1, 2], 3);
-    assert_eq!(world.alive(), 1);
-    world.pause(0, false);
-    go_on(&mut world, &[1, 2], 45);
-    assert!(!world.is_registered(0), "it was robbed");
-    assert_eq!(world.alive(), 0, "the kernel killed it at the deadline");
-    world.open_free(1, 0);
-    go_on(&mut world, &[1, 2], 3);
-    assert_eq!(world.alive(), 1);
-    assert_eq!(world.started().count(), 2);
-}
-
-#[test]
-fn a_crashed_conman_finds_its_containers_again() {
-    let mut world = one_running();
-    world.crash(0, false);
-    go_on(&mut world, &[0], 10);
-    assert_eq!((world.alive(), world.ready()), (1, 1));
-    assert_eq!(world.started().count(), 1);
-}
-
-#[test]
-fn a_container_that_dies_beside_a_new_conman_is_not_taken_for_alive() {
-    let mut world = one_running();
-    world.crash(0, false);
-    world.exit(0);
-    // Of the keeper's list and the death, the death comes first.
-    world.run_any(0, 1, FRESH);
-    go_on(&mut world, &[0], 10);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0], 3);
-    assert_eq!((world.alive(), world.ready()), (1, 1));
-    assert_eq!(world.started().count(), 2);
-}
-
-#[test]
-fn a_store_that_serves_the_past_hides_no_claim_from_a_new_conman() {
-    let mut world = one_running();
-    // Conman and its keeper are both replaced.
-    world.crash(0, false);
-    world.kill_keeper(0);
-    for _ in 0..12 {
-        world.run_any(0, 0, (Reads::Whole, STALENESS_MAX));
-    }
-    world.open_owned(0, 0);
-    go_on(&mut world, &[0], 10);
-    world.open_free(0, 0);
-    go_on(&mut world, &[0], 3);
-    assert_eq!(world.violations(), []);
-    assert_eq!((world.alive(), world.ready()), (1, 1));
-    assert_eq!(world.started().count(), 2);
 }

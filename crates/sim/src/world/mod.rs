@@ -151,6 +151,25 @@ impl World {
         machines.filter(|number| self.is_ready(*number)).count()
     }
 
+    /// How much is under way on a machine.
+    pub fn pending(&self, number: usize) -> usize {
+        self.machines[number].pending.len()
+    }
+
+    /// Where a departure is under way, and which machine is the heir of its first repl.
+    pub fn departure(&self, number: usize) -> Option<(usize, Option<usize>)> {
+        let pending = self.machines[number].pending.iter().enumerate();
+        pending
+            .filter_map(|(place, pending)| match pending {
+                Pending::Do(Effect::Depart { departures }, _) => {
+                    let heir = departures.first()?.1.as_ref();
+                    Some((place, heir.and_then(|heir| self.find(&heir.host))))
+                }
+                _ => None,
+            })
+            .next()
+    }
+
     /// How many repls have a container.
     pub fn alive(&self) -> usize {
         let is_alive = |repl: &&ReplId| self.containers_of(repl) > 0;
@@ -224,7 +243,8 @@ impl World {
         true
     }
 
-    fn is_ready(&self, number: usize) -> bool {
+    /// Whether a machine has a lease and a keeper, knows what it owns, and takes more.
+    pub fn is_ready(&self, number: usize) -> bool {
         let machine = &self.machines[number];
         machine.conman == Conman::Running
             && !machine.host.is_draining()
