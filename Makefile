@@ -37,6 +37,9 @@ test: lint ## everything that a change must pass
 	scripts/docker-engine run scripts/etcd run cargo nextest run --workspace --locked
 	scripts/mutants --short
 	scripts/differential-stuck --short
+	python3 -m unittest discover --quiet scripts/chaoslib
+	scripts/chaos --witness --conman target/debug/conman
+	SECONDS=15 scripts/chaos --short --conman target/debug/conman
 
 .PHONY: test-observing
 test-observing: ## the rules, every panel's query and the alerts, with Debian's Prometheus and Alertmanager: half a minute
@@ -74,7 +77,8 @@ bench-destroy: ## two hundred containers destroyed at once: docker kill, conman 
 	scripts/bench-destroy
 
 .PHONY: prove
-prove: ## every layer of the proof in its long form, for SECONDS (3600); figures in target/figures/prove.json and docs/proof.md
+prove: release ## every layer of the proof in its long form, for SECONDS (3600); figures in target/figures/prove.json and docs/proof.md
+	cargo build --release --locked --package testserver
 	SECONDS=$(or $(SECONDS),3600) scripts/prove
 
 .PHONY: mutants
@@ -108,6 +112,12 @@ drill-systemd: release ## the package on a real systemd that shuts down under 20
 .PHONY: differential-stuck
 differential-stuck: ## the stuck report against DuckDB on a million lines of every format
 	scripts/differential-stuck
+
+.PHONY: chaos
+chaos: release ## break a real fleet of four nodes and three members of etcd, over and over, for SECONDS (1500), all from SEED (1); figures in target/figures/chaos.json
+	scripts/setup fleet
+	cargo build --release --locked --package testserver
+	SECONDS=$(or $(SECONDS),1500) SEED=$(or $(SEED),1) scripts/chaos $(ARGS)
 
 .PHONY: drill-fleet
 drill-fleet: release ## three nodes, etcd and a load balancer in namespaces: upgrades, nodes, certificates, members, a restore; figures in target/figures/fleet.json
