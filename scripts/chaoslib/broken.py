@@ -36,7 +36,7 @@ class LawlessFleet(Fleet):
 
 
 def build():
-    subprocess.run(["cargo", "build", "--quiet", "--locked", "--package", "keeper", "--bin", "conman-keeper", "--features", "mutants",
+    subprocess.run(["cargo", "build", "--quiet", "--locked", "--package", "keeper", "--bin", "conman-keeper", "--features", "model/mutants",
                     "--target-dir", "target/mutants"], cwd=ROOT, check=True)
 
 
