@@ -122,6 +122,7 @@ chaos: release ## break a real fleet of four nodes and three members of etcd, ov
 .PHONY: drill-fleet
 drill-fleet: release ## three nodes, etcd and a load balancer in namespaces: upgrades, nodes, certificates, members, a restore; figures in target/figures/fleet.json
 	scripts/setup fleet
+	cargo build --release --locked --package testserver
 	scripts/drill-fleet
 
 .PHONY: differential-store

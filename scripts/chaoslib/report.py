@@ -46,7 +46,7 @@ class Report:
             "faults": dict(sorted(self.faults.items())), "faults_total": self.faults.total(),
             "lifetimes": lifetimes, "overlaps": overlaps,
             "sessions": sessions.tried, "sessions_failed": sessions.failures.total(),
-            "sessions_refused": sessions.refused, "failures": dict(sessions.failures.most_common()),
+            "sessions_refused": sessions.refused, "websockets_dropped": sessions.dropped, "failures": dict(sessions.failures.most_common()),
             "failover": self.failover(),
             "usable_again_seconds_max": round(max(self.usable, default=0.0), 1),
             "false_fences": self.false_fences.total(), "false_fences_by_fault": dict(self.false_fences),

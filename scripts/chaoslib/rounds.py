@@ -19,8 +19,8 @@ MOVING = {
     "keeper_killed", "keeper_stopped", "conman_stopped", "container_killed", "machine_killed", "machine_gone", "preempted",
     "preemption_wave", "cut_off", "cut_off_from_store", "deaf_to_store", "mute_to_store", "quorum_lost", "fork_bomb",
 }
-# Without the store nobody renews.
-OUTAGES = {"leader_killed", "leader_stopped", "leader_slow", "leader_cut_off", "quorum_stopped", "quorum_lost"}
+# Without a majority nobody renews. When a leader alone is lost, others take over.
+OUTAGES = {"quorum_stopped", "quorum_lost"}
 
 
 @dataclasses.dataclass

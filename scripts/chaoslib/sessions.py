@@ -14,16 +14,17 @@ USERS = pathlib.Path(__file__).resolve().parent / "users.py"
 class Sessions:
     """Starts the users and reads what they say, in a thread of its own that wakes whoever waits."""
 
-    def __init__(self, nets, repls, log):
+    def __init__(self, nets, repls, log, visit_every_seconds=1.0):
         self.pairs = [(repl, node) for repl in repls for node in nets]
         self.served = collections.defaultdict(list)
         self.tried = 0
         self.failures = collections.Counter()
-        self.refused = 0
+        self.refused = self.dropped = 0
         self.news = threading.Condition()
         with open(log, "ab") as errors:
             self.child = subprocess.Popen(
-                [sys.executable, USERS, json.dumps({"nets": nets, "repls": repls})],
+                [sys.executable, USERS,
+                 json.dumps({"nets": nets, "repls": repls, "visit_every_seconds": visit_every_seconds})],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -34,6 +35,9 @@ class Sessions:
 
     def take(self, line):
         with self.news:
+            if "dropped" in line:
+                self.dropped += 1
+                return
             if "refused" in line:
                 self.refused += 1
                 return

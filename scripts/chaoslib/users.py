@@ -1,10 +1,10 @@
 """The users: of each repl, through each node's gateway, one with a WebSocket that is opened again whenever it is dropped, and
 others that come and go. A process of its own, so that who breaks the fleet does not slow them down.
 
-    python3 users.py '{"nets": {"node-1": "NAMESPACE", …}, "repls": [ … ]}'
+    python3 users.py '{"nets": {"node-1": "NAMESPACE", …}, "repls": [ … ], "visit_every_seconds": 1}'
 
 Prints one line of JSON for each attempt to reach a repl: where, when it began and ended (CLOCK_MONOTONIC), which container
-answered, or how it failed. Ends when its standard input does.
+answered, or how it failed; and one for each WebSocket that was dropped. Ends when its standard input does.
 """
 
 import asyncio
@@ -21,8 +21,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from fleet import socket_in  # noqa: E402
 
 PORT = 8080
-# How often somebody new comes to each repl at each gateway.
-VISIT_EVERY_SECONDS = 1.0
 # A gateway gives up after 15 s; one that is still silent then has failed.
 SESSION_MAX_SECONDS = 17.0
 AGAIN_AFTER_SECONDS = 0.05
@@ -104,8 +102,10 @@ async def upgrade(reader, writer, repl):
 
 
 class Users:
-    def __init__(self, nets, repls):
+    def __init__(self, nets, repls, visit_every_seconds):
         self.nets, self.repls = nets, repls
+        # How often somebody new comes to each repl at each gateway.
+        self.visit_every_seconds = visit_every_seconds
         self.draw = random.Random("users")
 
     async def attempt(self, kind, node, repl, begin):
@@ -132,13 +132,13 @@ class Users:
 
     async def come_and_go(self, node, repl):
         tasks = set()
-        await asyncio.sleep(self.draw.uniform(0, VISIT_EVERY_SECONDS))
+        await asyncio.sleep(self.draw.uniform(0, self.visit_every_seconds))
         while True:
             # Whether or not those who came before have been served.
             task = asyncio.create_task(self.attempt("http", node, repl, visit))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            await asyncio.sleep(VISIT_EVERY_SECONDS)
+            await asyncio.sleep(self.visit_every_seconds)
 
     async def stay(self, node, repl):
         while True:
@@ -147,6 +147,7 @@ class Users:
                 await asyncio.sleep(AGAIN_AFTER_REFUSAL_SECONDS if "refused" in line else AGAIN_AFTER_SECONDS)
                 continue
             await self.echo(*stream)
+            print(json.dumps({"node": node, "repl": repl, "dropped": time.monotonic()}), flush=True)
 
     async def echo(self, reader, writer):
         try:
@@ -178,7 +179,7 @@ class Users:
 async def main():
     told = json.loads(sys.argv[1])
     asyncio.get_running_loop().set_default_executor(concurrent.futures.ThreadPoolExecutor(8))
-    await Users(told["nets"], told["repls"]).run()
+    await Users(**told).run()
 
 
 if __name__ == "__main__":
