@@ -11,6 +11,7 @@ use conman::node::{Address, Dialer};
 use conman::runtime::fake::{Call, Fake};
 use conman::store::Store;
 use conman::store::memory::{Calls, Memory, Misbehaviour, Txns};
+use conman::telemetry::operations::{Kind, Operations, Report, Stage};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use model::id::{Epoch, HostId, ReplId};
@@ -73,6 +74,7 @@ impl Fleet {
             drains: host::Drains::default(),
             notices: host::Notices::default(),
             dialer: Dialer::default(),
+            operations: Operations::default(),
         };
         let stop = CancellationToken::new();
         let mut registry = prometheus_client::registry::Registry::default();
@@ -416,4 +418,37 @@ async fn those_with_users_start_first() {
         _ => None,
     });
     assert_eq!(starts.collect::<Vec<_>>(), ["red", "blue", "green"]);
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_told_with_its_stage() {
+    let fleet = Fleet::new();
+    fleet.put_spec("a", json!({"command": ["serve"]})).await;
+    let fake = Fake::new();
+    fake.hold_starts();
+    let host = fleet.host("h1", &fake);
+    fleet.registered(1).await;
+    let start = host.start("a", None);
+    let look = async {
+        fake.until(|fake| {
+            fake.calls()
+                .iter()
+                .any(|call| matches!(call, Call::Start(_)))
+        })
+        .await;
+        let (_, body, _) = host.call("/node/v1/operations", Value::Null).await;
+        fake.open_starts();
+        serde_json::from_slice::<Report>(&body).unwrap()
+    };
+    let (epoch, during) = tokio::join!(start, look);
+    let subject = format!("a@{}", epoch.unwrap());
+    let under_way = &during.operations[0];
+    assert_eq!(
+        (under_way.kind, &under_way.subject, under_way.stage),
+        (Kind::Start, &subject, Stage::Runtime)
+    );
+    assert!(under_way.awaits.as_ref().unwrap().contains("runtime ["));
+    let (_, body, _) = host.call("/node/v1/operations", Value::Null).await;
+    let after: Report = serde_json::from_slice(&body).unwrap();
+    assert_eq!(after.operations, []);
 }

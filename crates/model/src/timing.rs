@@ -124,6 +124,21 @@ pub const PREEMPTION_NOTICE: Duration = Duration::from_secs(30);
 /// down, the keeper, the engines and the network are stopped only after it.
 pub const STOP_MAX: Duration = Duration::from_secs(14);
 
+/// How long a claim may take with all its tries before it counts as stuck: longer than the store's own patience.
+pub const CLAIM_STUCK_AFTER: Duration = Duration::from_secs(8);
+
+/// The same of a start whose runtime says nothing else.
+pub const START_STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// The same of a kill, from the order to the proof of death.
+pub const KILL_STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// The same of a release or hand-off, from the proof of death to the store's word.
+pub const RELEASE_STUCK_AFTER: Duration = Duration::from_secs(8);
+
+/// By how much what has a patience of its own (a parked session, a command with a timeout) may outlast it.
+pub const OVERRUN_STUCK_AFTER: Duration = Duration::from_secs(5);
+
 impl Timing {
     /// Whether the order that the invariant rests on holds. Every profile is checked at compile time,
     /// every configured one at start.
@@ -170,4 +185,10 @@ const _: () = assert!(FAST.hold.as_millis() + KILL_BOUND.as_millis() < DRAIN_RES
 const _: () = assert!(
     DRAIN_TELL_MAX.as_millis() + DRAIN_RESERVE.as_millis() < STOP_MAX.as_millis()
         && STOP_MAX.as_millis() * 2 < PREEMPTION_NOTICE.as_millis()
+);
+// What is slow because others are must not be held to be stuck.
+const _: () = assert!(
+    STORE_REQUEST_MAX.as_millis() < CLAIM_STUCK_AFTER.as_millis()
+        && STORE_REQUEST_MAX.as_millis() < RELEASE_STUCK_AFTER.as_millis()
+        && KILL_BOUND.as_millis() * 10 <= KILL_STUCK_AFTER.as_millis()
 );

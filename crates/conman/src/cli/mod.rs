@@ -8,6 +8,7 @@
 //! top is printed here, once, with all its causes, and its kind decides the exit code.
 
 mod certs;
+mod debug;
 mod doctor;
 mod escape;
 pub mod exit;
@@ -68,6 +69,13 @@ enum Command {
         api: ApiArgs,
         #[command(subcommand)]
         command: host::Command,
+    },
+    /// Look at what is under way, and at what hangs
+    Debug {
+        #[command(flatten)]
+        api: ApiArgs,
+        #[command(subcommand)]
+        command: debug::Command,
     },
     /// Make certificates for the nodes of a small fleet
     Certs(certs::CertsArgs),
@@ -210,7 +218,9 @@ pub fn main() -> Exit {
         }
     };
     let json = match &arguments.command {
-        Command::Repl { api, .. } | Command::Host { api, .. } => api.json,
+        Command::Repl { api, .. } | Command::Host { api, .. } | Command::Debug { api, .. } => {
+            api.json
+        }
         Command::Reap(args) => args.json,
         Command::Certs(args) => args.json,
         Command::Sim(args) => args.json,
@@ -264,6 +274,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
         Command::Keeper(args) => keeper::run(args, &surroundings),
         Command::Repl { api, command } => client_runtime()?.block_on(repl::run(api, command)),
         Command::Host { api, command } => client_runtime()?.block_on(host::run(api, command)),
+        Command::Debug { api, command } => client_runtime()?.block_on(debug::run(api, command)),
         Command::Reap(args) => client_runtime()?.block_on(reap::run(args, began)),
         Command::Certs(args) => certs::run(args),
         Command::Doctor(args) => doctor::run(&args),

@@ -31,6 +31,7 @@ use crate::store::Store;
 use crate::store::etcd::Etcd;
 use crate::store::reach::Reached;
 use crate::store::sqlite::Sqlite;
+use crate::telemetry::operations::Operations;
 use crate::telemetry::rendering;
 use crate::tracker::Tracker;
 
@@ -213,6 +214,7 @@ fn host_role(
         drains: common.drains,
         notices: host.notices.clone(),
         dialer: dialer.clone(),
+        operations: Operations::default(),
     };
     Ok(host::serve(
         config,
@@ -254,6 +256,7 @@ pub(super) fn gateway_role(
         stuck: Arc::new(move |worst| tracker.view().json(worst)),
         preemptor: ways.preemptor,
         dialer: ways.dialer,
+        operations: Operations::default(),
         identity: ways.identity,
     };
     Ok(gateway::serve(

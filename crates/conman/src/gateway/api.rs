@@ -170,6 +170,12 @@ pub(super) fn routes() -> Vec<Route> {
             &[&[Code::NoHost, Code::StoreUnavailable]],
         ),
         route(get_.clone(), "/v1/stuck", get(system::stuck), &[]),
+        route(
+            get_.clone(),
+            "/debug/operations",
+            get(system::operations),
+            &[],
+        ),
         route(get_, "/metrics", get(system::metrics), &[]),
     ]
 }

@@ -33,7 +33,7 @@ use super::error::ErrorBody;
         repls::list, repls::create, repls::show, repls::remove, repls::start, repls::kill, repls::destroy,
         sessions::exec, sessions::logs, sessions::open_shell,
         hosts::hosts, hosts::drain, hosts::undrain, hosts::preempt,
-        system::follow, system::openapi, system::health, system::ready, system::stuck, system::metrics,
+        system::follow, system::openapi, system::health, system::ready, system::stuck, system::operations, system::metrics,
     ),
     components(schemas(ErrorBody)),
     tags(

@@ -47,6 +47,7 @@ use self::router::Router;
 use self::session_log::SessionLog;
 use crate::node::{Dialer, Identity};
 use crate::store::Store;
+use crate::telemetry::operations::Operations;
 
 /// Plays the loss of a machine: only whoever started a host's processes can kill them.
 pub trait Preemptor: Send + Sync + 'static {
@@ -73,6 +74,8 @@ pub struct Config {
     pub stuck: Stuck,
     /// The way to the hosts.
     pub dialer: Dialer,
+    /// What is under way for its sessions, for whoever asks what hangs.
+    pub operations: Operations,
     /// What clients are shown, who must then show a certificate of the fleet too; `None` for anybody.
     pub identity: Option<Arc<Identity>>,
 }

@@ -6,6 +6,7 @@ use model::api::{Refusal, RefusalCode};
 use model::id::{HostId, Incarnation, ReplId};
 use model::keys::{self, Host, Owner};
 pub(super) use model::routing::NoWay;
+use model::timing::OVERRUN_STUCK_AFTER;
 use model::wire::node::OpenKind;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use super::Gateway;
 use super::fleet::decode;
 use super::node_client::{self, NodeError, Opened};
+use crate::telemetry::operations::{Kind, Stage};
 
 /// Where a session has got to.
 pub(super) struct Way {
@@ -25,7 +27,13 @@ impl Gateway {
     /// Finds the way, within the gateway's patience.
     pub(super) async fn open(&self, repl: &ReplId, kind: &OpenKind) -> Result<Way, NoWay> {
         let _parked = self.metrics.park();
-        self.router.open(repl, kind, self.config.park).await
+        let patience = self.config.park + OVERRUN_STUCK_AFTER;
+        let operation = self.config.operations.begin(Kind::Route, repl, patience);
+        let routing = Stage::Way.of(self.router.open(repl, kind, self.config.park));
+        match operation.run(routing).await {
+            Ok(way) => way,
+            Err(given_up) => Err(Refusal::from(given_up).into()),
+        }
     }
 
     /// One call of a host, given up when its registration ends: a stopped host answers nothing for ever.

@@ -10,6 +10,7 @@ use model::host::container::Ticket;
 use model::host::{Answer, Death, DrainOrder, Effect, Event, Host};
 use model::id::{ContainerId, Epoch, Incarnation, ReplId};
 use model::time::BootTime;
+use model::timing::KILL_STUCK_AFTER;
 use model::wire::node::{
     ContainerStatus, HandedOff, HandedOffAnswer, HostStatus, NodeEvent, NodeRefusal,
 };
@@ -21,6 +22,7 @@ use super::{Config, HostMetrics};
 use crate::clock;
 use crate::runtime::{Exit, Runtime, RuntimeEvent};
 use crate::store::Store;
+use crate::telemetry::operations::{Kind, Operation, Operations, Stage};
 
 /// How many changes a slow follower of the events may lag before it is sent everything anew.
 const EVENTS_BUFFERED_MAX: usize = 1024;
@@ -38,6 +40,8 @@ pub(super) enum Input {
     },
     /// A session joined or left.
     Session { id: ContainerId, joined: bool },
+    /// The runtime has been told to kill these.
+    ToldToDie(Vec<ContainerId>),
     /// Somebody asks for everything.
     Status(oneshot::Sender<HostStatus>),
 }
@@ -63,6 +67,10 @@ impl Handle {
     pub(super) fn send(&self, event: Event) {
         // The actor ends only with the process.
         let _ = self.inputs.send(Input::Event(event));
+    }
+
+    pub(super) fn told_to_die(&self, ids: Vec<ContainerId>) {
+        let _ = self.inputs.send(Input::ToldToDie(ids));
     }
 
     async fn call(&self, event: impl FnOnce(Ticket) -> Event) -> Answer {
@@ -141,6 +149,9 @@ pub(super) struct Actor {
     callers: HashMap<Ticket, oneshot::Sender<Answer>>,
     sessions: HashMap<ContainerId, u32>,
     ends: HashMap<ContainerId, End>,
+    /// Until their deaths are proven.
+    kills: HashMap<ContainerId, Operation>,
+    operations: Operations,
     /// The container whose state was last announced, by repl.
     announced: HashMap<ReplId, (ContainerId, ContainerState)>,
     keeper_pid: Option<u32>,
@@ -165,6 +176,7 @@ pub(super) fn new(
         incarnation: incarnation.subscribe(),
     };
     let host = Host::new(config.host.clone(), config.capacity, config.timing);
+    let operations = config.operations.clone();
     let effects = Effects::new(config, store, runtime, handle.clone(), metrics.clone());
     let actor = Actor {
         host,
@@ -175,6 +187,8 @@ pub(super) fn new(
         callers: HashMap::new(),
         sessions: HashMap::new(),
         ends: HashMap::new(),
+        kills: HashMap::new(),
+        operations,
         announced: HashMap::new(),
         keeper_pid: None,
         keeper: 0,
@@ -214,6 +228,7 @@ impl Actor {
                     self.metrics
                         .kill(super::metrics::KillPhase::Dead, now.since(killed));
                 }
+                self.kills.remove(&id);
                 self.handle.live.remove(&id, exit);
                 let death = match exit {
                     Exit::Unknown => Death::WithKeeper,
@@ -261,6 +276,15 @@ impl Actor {
                 }
                 self.step(Event::Sessions { id, count });
             }
+            Input::ToldToDie(ids) => {
+                for id in ids {
+                    // One that never came to live has no death to be proven.
+                    match self.handle.live.get(&id) {
+                        Some(_) => drop(self.kills.get(&id).map(|kill| kill.at(Stage::Proof))),
+                        None => drop(self.kills.remove(&id)),
+                    }
+                }
+            }
             Input::Status(answer) => {
                 let _ = answer.send(self.status());
             }
@@ -297,6 +321,7 @@ impl Actor {
             Effect::Changed { repl } => self.announce(repl, now),
             Effect::Kill { ids } => {
                 for id in &ids {
+                    self.begin_kill(id);
                     self.ends.entry(id.clone()).or_default().killed = Some(now);
                     if let Some(live) = self.handle.live.get(id) {
                         live.killed.cancel();
@@ -311,6 +336,13 @@ impl Actor {
             }
             other => self.effects.perform(other),
         }
+    }
+
+    fn begin_kill(&mut self, id: &ContainerId) {
+        let operations = &self.operations;
+        let kill = self.kills.entry(id.clone());
+        kill.or_insert_with(|| operations.begin(Kind::Kill, id, KILL_STUCK_AFTER))
+            .at(Stage::Runtime);
     }
 
     fn announce(&mut self, repl: ReplId, now: BootTime) {

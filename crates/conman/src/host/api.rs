@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use model::api::{Refusal, RefusalCode};
 use model::host::Answer;
 use model::id::{ContainerId, Epoch, ReplId};
+use model::timing::{OVERRUN_STUCK_AFTER, PARK_MAX};
 use model::wire::node::{
     DrainRequest, ExecAnswer, ExecRequest, HandedOff, NodeEvent, NodeRefusal, NoticeRequest,
     OPEN_EPOCH, OPEN_LOAD, OpenKind, OpenRequest, Prepare, StopRequest, UPGRADE,
@@ -32,6 +33,7 @@ use super::session::{self, Joined};
 use super::{Config, Handle, shell, tail};
 use crate::node::Listener;
 use crate::runtime::{Exec, Exit, Runtime};
+use crate::telemetry::operations::{Kind, Report, Stage};
 
 /// Everything that a request needs.
 #[derive(Clone)]
@@ -91,6 +93,7 @@ fn router(node: Node) -> Router {
         .route("/node/v1/status", get(status))
         .route("/node/v1/events", get(events))
         .route("/node/v1/metrics", get(metrics))
+        .route("/node/v1/operations", get(operations))
         .with_state(node)
 }
 
@@ -225,16 +228,29 @@ async fn exec(
     Json(asked): Json<ExecRequest>,
 ) -> Result<Response, Refused> {
     let timeout = Duration::from_millis(asked.timeout_ms);
-    let (live, epoch) = node
-        .run(&asked.repl, asked.epoch, model::timing::PARK_MAX)
-        .await?;
+    let patience = PARK_MAX + timeout + OVERRUN_STUCK_AFTER;
+    let operation = (node.config.operations).begin(Kind::Exec, &asked.repl, patience);
+    match operation.run(exec_within(&node, asked, timeout)).await {
+        Ok(answer) => answer,
+        Err(given_up) => Err(Refusal::from(given_up).into()),
+    }
+}
+
+async fn exec_within(
+    node: &Node,
+    asked: ExecRequest,
+    timeout: Duration,
+) -> Result<Response, Refused> {
+    let running = node.run(&asked.repl, asked.epoch, PARK_MAX);
+    let (live, epoch) = Stage::Runtime.of(running).await?;
     let _joined = Joined::new(&node.handle, live.running.id.clone());
     let exec = Exec {
         command: asked.command,
         timeout,
         stdin: asked.stdin.into_bytes(),
     };
-    let output = match node.runtime.exec(&live.running.id, exec).await {
+    let output = Stage::Program.of(node.runtime.exec(&live.running.id, exec));
+    let output = match output.await {
         Ok(output) => output,
         Err(refusal) => return Err(session::ending(&live, refusal).await.into()),
     };
@@ -347,6 +363,11 @@ async fn status(State(node): State<Node>) -> Result<Response, Refused> {
 
 async fn metrics(State(node): State<Node>) -> String {
     (node.render_metrics)()
+}
+
+async fn operations(State(node): State<Node>) -> axum::Json<Report> {
+    let host = node.config.host.to_string();
+    axum::Json(Report::take(Some(host), &node.config.operations))
 }
 
 async fn events(State(node): State<Node>) -> Response {

@@ -11,12 +11,13 @@ use model::host::container::Target;
 use model::id::{ContainerId, Epoch, HostId, Incarnation, ReplId};
 use model::keys::{self, HostState, OwnerRecord};
 use model::store::{StoreError, TxnOutcome};
-use model::timing::{DRAIN_TELL_MAX, STORE_RETRY};
+use model::timing::{DRAIN_TELL_MAX, RELEASE_STUCK_AFTER, STORE_RETRY};
 use model::wire::node::{HandedOff, HandedOffAnswer, Prepare};
 
 use super::effects::Effects;
 use super::ownership::{decode, encode, nonce};
 use super::session;
+use crate::telemetry::operations::{Kind, Operation, Stage};
 
 /// How long the store may take for one transaction of a batch before it is sent again: that is safe.
 const BATCH_PATIENCE: Duration = Duration::from_secs(1);
@@ -43,7 +44,12 @@ impl Effects {
 
     async fn depart_batch(&self, mut batch: Vec<Departure>) {
         let incarnation = *self.handle.incarnation.borrow();
+        let mut operations: HashMap<ContainerId, Operation> = batch
+            .iter()
+            .map(|one| (one.id.clone(), self.begin_release(&one.id)))
+            .collect();
         loop {
+            operations.retain(|id, _| batch.iter().any(|one| one.id == *id));
             let tried = batch.len();
             let txn = self.store.txn(departure::transaction(&batch));
             match tokio::time::timeout(BATCH_PATIENCE, txn).await {
@@ -78,6 +84,13 @@ impl Effects {
             }
             tokio::time::sleep(STORE_RETRY).await;
         }
+    }
+
+    fn begin_release(&self, id: &ContainerId) -> Operation {
+        let operations = &self.config.operations;
+        let operation = operations.begin(Kind::Release, id, RELEASE_STUCK_AFTER);
+        operation.at(Stage::Store);
+        operation
     }
 
     /// Tells the machine, and each heir what is its own.
@@ -217,7 +230,7 @@ pub(super) struct StartQueue {
 
 #[derive(Default)]
 struct Line {
-    waiting: std::collections::VecDeque<ContainerId>,
+    waiting: std::collections::VecDeque<(ContainerId, Operation)>,
     under_way: usize,
 }
 
@@ -232,7 +245,7 @@ impl StartQueue {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<ContainerId> {
+    fn next(&self) -> Option<(ContainerId, Operation)> {
         let mut line = self.line();
         if line.under_way >= STARTS_AT_ONCE {
             return None;
@@ -246,15 +259,16 @@ impl StartQueue {
 impl Effects {
     /// Starts it when its turn has come.
     pub(super) fn start_in_turn(&self, id: ContainerId) {
-        self.starts.line().waiting.push_back(id);
+        let operation = self.begin_start(&id);
+        self.starts.line().waiting.push_back((id, operation));
         self.start_next();
     }
 
     fn start_next(&self) {
-        while let Some(id) = self.starts.next() {
+        while let Some((id, operation)) = self.starts.next() {
             let this = self.clone();
             tokio::spawn(async move {
-                this.start(id).await;
+                this.start(id, operation).await;
                 this.starts.line().under_way -= 1;
                 this.start_next();
             });

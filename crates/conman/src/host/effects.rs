@@ -4,13 +4,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use model::api::{Refusal, RefusalCode};
-use model::host::{Claim, Effect, Event};
-use model::id::{ContainerId, Incarnation};
+use model::host::{Claim, Effect, Event, Ownership};
+use model::id::{ContainerId, Incarnation, ReplId};
 use model::keys::{self, HostState};
 use model::lease::{LeaseEffect, LeaseEvent};
 use model::spec::Spec;
 use model::store::{StoreError, TxnOutcome};
-use model::timing::STORE_RETRY;
+use model::timing::{CLAIM_STUCK_AFTER, STORE_RETRY};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use super::{Config, Handle};
 use crate::clock;
 use crate::runtime::{Running, Runtime, StartRequest};
 use crate::store::Store;
+use crate::telemetry::operations::{Kind, Operation, Stage};
 
 /// How many dead containers are cleaned up after at once: nobody waits for it, and everybody shares its locks.
 const CLEANUPS_AT_ONCE: usize = 2;
@@ -82,7 +83,7 @@ impl Effects {
                     this.handle.send(Event::Asked { repl, ownership });
                 }
                 Effect::Claim { repl, incarnation } => {
-                    let ownership = this.me.claim(&*this.store, &repl, incarnation).await;
+                    let ownership = this.claim(&repl, incarnation).await;
                     this.handle.send(Event::Claimed { repl, ownership });
                 }
                 Effect::Confirm { repls, incarnation } => {
@@ -118,13 +119,23 @@ impl Effects {
         });
     }
 
+    async fn claim(&self, repl: &ReplId, incarnation: Incarnation) -> Ownership {
+        let operations = &self.config.operations;
+        let operation = operations.begin(Kind::Claim, repl, CLAIM_STUCK_AFTER);
+        let claim = Stage::Store.of(self.me.claim(&*self.store, repl, incarnation));
+        // A claim that comes through after all is the store's word to whoever asks next.
+        let given_up = |given_up| Ownership::Failed(Refusal::from(given_up));
+        operation.run(claim).await.unwrap_or_else(given_up)
+    }
+
     /// Kills everything in one call of the runtime.
     pub(super) fn kill(&self, ids: Vec<ContainerId>) {
-        let runtime = self.runtime.clone();
+        let (runtime, handle) = (self.runtime.clone(), self.handle.clone());
         tokio::spawn(async move {
             if let Err(refusal) = runtime.kill(&ids).await {
                 tracing::warn!(count = ids.len(), %refusal, "kill");
             }
+            handle.told_to_die(ids);
         });
     }
 
@@ -176,17 +187,26 @@ impl Effects {
             .map(|(spec, _)| spec)
     }
 
-    pub(super) async fn start(&self, id: ContainerId) {
+    /// An operation on a container that has to be begun before it can be started.
+    pub(super) fn begin_start(&self, id: &ContainerId) -> Operation {
+        let patience = self.runtime.start_stuck_after();
+        let operation = self.config.operations.begin(Kind::Start, id, patience);
+        operation.at(Stage::Turn);
+        operation
+    }
+
+    pub(super) async fn start(&self, id: ContainerId, operation: Operation) {
         let began = Instant::now();
         let started = async {
-            let spec = self.spec(&id).await?;
+            let spec = Stage::Store.of(self.spec(&id)).await?;
             let request = StartRequest {
                 id: id.clone(),
                 spec: spec.clone(),
             };
-            Ok::<_, Refusal>((self.runtime.start(request).await?, spec))
+            let running = Stage::Runtime.of(self.runtime.start(request)).await?;
+            Ok::<_, Refusal>((running, spec))
         };
-        match started.await {
+        match operation.around(started).await {
             Ok((running, spec)) => {
                 self.metrics.started(began.elapsed());
                 let idle_timeout = spec.idle_timeout();

@@ -40,6 +40,7 @@ pub use self::notice::{Notices, Terminate};
 use crate::node::{Address, Dialer};
 use crate::runtime::Runtime;
 use crate::store::Store;
+use crate::telemetry::operations::Operations;
 
 /// What a host is told at its start.
 #[derive(Debug, Clone)]
@@ -60,6 +61,8 @@ pub struct Config {
     pub notices: Notices,
     /// How it listens, and its way to the other hosts.
     pub dialer: Dialer,
+    /// What is under way on its repls, for whoever asks what hangs.
+    pub operations: Operations,
 }
 
 /// How a host is emptied when the request does not say.

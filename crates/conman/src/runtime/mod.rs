@@ -34,6 +34,7 @@ use model::api::Refusal;
 use model::id::{ContainerId, ReplId};
 use model::spec::Spec;
 use model::time::BootTime;
+use model::timing::START_STUCK_AFTER;
 use rustix::termios::Winsize;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -189,6 +190,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Starts a container. On any error nothing is left running; `cleanup` removes the rest.
     fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Running, Refusal>>;
+
+    /// How long a start may take before it counts as stuck.
+    fn start_stuck_after(&self) -> Duration {
+        START_STUCK_AFTER
+    }
 
     /// What runs already: after a restart of conman.
     fn adopt(&self) -> BoxFuture<'_, Result<Vec<Running>, Refusal>>;

@@ -97,7 +97,7 @@ async fn every_documented_operation_is_there() {
             }
         }
     }
-    assert_eq!(operations, 20);
+    assert_eq!(operations, 21);
 }
 
 #[tokio::test]
@@ -182,6 +182,7 @@ async fn real_answers_are_as_documented() {
         ("GET", "/v1/openapi.json", "/v1/openapi.json"),
         ("GET", "/healthz", "/healthz"),
         ("GET", "/readyz", "/readyz"),
+        ("GET", "/debug/operations", "/debug/operations"),
         ("GET", "/v1/stuck", "/v1/stuck?worst=3"),
         ("GET", "/v1/stuck", "/v1/stuck?worst=all"),
         ("GET", "/metrics", "/metrics"),
@@ -204,6 +205,7 @@ async fn real_answers_are_as_documented() {
     GET /v1/openapi.json 200
     GET /healthz 200
     GET /readyz 200
+    GET /debug/operations 200
     GET /v1/stuck?worst=3 200
     GET /v1/stuck?worst=all 400
     GET /metrics 200

@@ -12,6 +12,7 @@ use conman::node::{Address, Dialer};
 use conman::runtime::fake::Fake;
 use conman::store::Store;
 use conman::store::memory::Memory;
+use conman::telemetry::operations::Operations;
 use futures_util::StreamExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -122,6 +123,7 @@ impl Fleet {
             stuck: Arc::new(|worst| serde_json::json!({ "worst": worst })),
             preemptor: None,
             dialer: Dialer::default(),
+            operations: Operations::default(),
             identity: None,
         };
         let metrics = GatewayMetrics::register(&mut registry);
@@ -268,6 +270,7 @@ fn start_host(
         drains: host::Drains::default(),
         notices: host::Notices::default(),
         dialer: Dialer::default(),
+        operations: Operations::default(),
     };
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);

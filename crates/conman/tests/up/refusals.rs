@@ -172,6 +172,18 @@ fn commands_without_an_api() {
     let output = run(&["repl", "ls", "--json", "--url", &url]);
     let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(error["error"]["code"], "api_unreachable");
+    let output = run(&["debug", "operations", "--url", &url]);
+    assert_eq!(output.status.code(), Some(3));
+    let expected = format!(
+        "conman: {url} cannot be reached: Connection refused (os error 111); is `conman up` running, and CONMAN_URL right?\n"
+    );
+    assert_eq!(stderr(&output), expected);
+    let output = run(&["debug", "operations", "--json", "--url", &url]);
+    assert_eq!(output.status.code(), Some(3));
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "api_unreachable");
+    let output = run(&["debug"]);
+    assert_eq!(output.status.code(), Some(2));
     let output = run(&["repl", "exec", "x", "--url", &url, "--", "true"]);
     assert_eq!(output.status.code(), Some(125));
     let output = run(&["repl", "ls", "--url", "ftp://x"]);

@@ -13,6 +13,7 @@ use super::{Answer, STATUS_PATIENCE, Shared, query, store_error};
 use crate::gateway::node_client::{self, NodeError};
 use crate::gateway::{document, events};
 use crate::telemetry::exposition;
+use crate::telemetry::operations::{FleetReport, Report};
 
 /// Follows everything that changes on the fleet: first what there is, then every change.
 ///
@@ -96,6 +97,33 @@ pub(in crate::gateway) async fn stuck(
 ) -> Answer {
     let StuckQuery { worst } = query(wanted)?;
     Ok(axum::Json((gateway.config.stuck)(worst)).into_response())
+}
+
+/// What is under way on repls, here and on every host: each operation with its stage, its age, and its deadline.
+#[utoipa::path(
+    get, path = "/debug/operations", tag = "health", operation_id = "operations",
+    responses((status = 200, description = "Everything that is under way", body = FleetReport)),
+)]
+pub(in crate::gateway) async fn operations(State(gateway): Shared) -> axum::Json<FleetReport> {
+    let fleet = gateway.fleet.now();
+    let dialer = &gateway.config.dialer;
+    let asked = fleet.values().map(|host| async move {
+        let path = "/node/v1/operations";
+        let answer = node_client::call::<Report>(dialer, host, Method::GET, path, None::<&()>);
+        let answer = tokio::time::timeout(STATUS_PATIENCE, answer).await;
+        answer.ok().and_then(Result::ok).ok_or(&host.id)
+    });
+    let mut all = FleetReport {
+        processes: vec![Report::take(None, &gateway.config.operations)],
+        unreachable: vec![],
+    };
+    for answer in futures_util::future::join_all(asked).await {
+        match answer {
+            Ok(report) => all.processes.push(report),
+            Err(silent) => all.unreachable.push(silent.to_string()),
+        }
+    }
+    axum::Json(all)
 }
 
 /// The metrics of this gateway and of every host that answers, in Prometheus' text format.

@@ -24,7 +24,7 @@ use crate::runtime::StartRequest;
 use crate::runtime::kept::{Outside, Record};
 
 /// How long an image may take to come.
-const PULL_MAX: Duration = Duration::from_secs(10 * 60);
+pub(super) const PULL_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// How often to look whether the init has become the program's parent. There is no event to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);

@@ -29,6 +29,7 @@ use futures_util::future::BoxFuture;
 use http::Method;
 use model::api::Refusal;
 use model::id::ContainerId;
+use model::timing::START_STUCK_AFTER;
 use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::Value;
@@ -263,6 +264,11 @@ fn exit_of(code: i32) -> Exit {
 }
 
 impl Walls for Docker {
+    fn start_stuck_after(&self) -> Duration {
+        // Its image may have to come first, and the engine has its own patience for each of its steps.
+        create::PULL_MAX + START_STUCK_AFTER
+    }
+
     fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal> {
         let StartRequest { id, spec } = request;
         let mut env = base_environment(id, "", HOME, spec.port);

@@ -32,7 +32,7 @@ use futures_util::future::{BoxFuture, try_join_all};
 use model::api::{Refusal, RefusalCode};
 use model::id::{ContainerId, ReplId};
 use model::time::BootTime;
-use model::timing::WATCHED_LEAD;
+use model::timing::{START_STUCK_AFTER, WATCHED_LEAD};
 use model::wire::keeper::{Answer, KILL_IDS_MAX, Launch, Request};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -87,6 +87,11 @@ pub(super) trait Walls: Send + Sync + 'static {
         );
         let _ = record;
         std::future::ready(Err(nobody)).boxed()
+    }
+
+    /// How long a start may take before it counts as stuck.
+    fn start_stuck_after(&self) -> Duration {
+        START_STUCK_AFTER
     }
 
     /// Ends a container of [`How::Outside`] that the keeper does not hold.
@@ -446,6 +451,10 @@ impl Runtime for Kept {
 
     fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Running, Refusal>> {
         self.start_now(request).boxed()
+    }
+
+    fn start_stuck_after(&self) -> Duration {
+        self.shared.walls.start_stuck_after()
     }
 
     fn adopt(&self) -> BoxFuture<'_, Result<Vec<Running>, Refusal>> {
