@@ -118,6 +118,37 @@ fn what_the_roles_stand_on_knows_no_role() {
     }
 }
 
+/// Stand-ins for tests, which nobody has to look into at night; and the locks themselves.
+const NAMELESS_LOCKS: &[&str] = &[
+    "store/memory.rs",
+    "runtime/fake/mod.rs",
+    "/tests",
+    "src/telemetry/",
+];
+
+#[test]
+fn every_lock_has_a_name() {
+    let mut nameless = Vec::new();
+    for (path, text) in all_below("src") {
+        if NAMELESS_LOCKS.iter().any(|name| path.contains(name)) {
+            continue;
+        }
+        for (number, line) in code(&text) {
+            let imports =
+                line.starts_with("use std::sync::") || line.starts_with("use tokio::sync::");
+            let of_list = imports && (line.contains("Mutex") || line.contains("RwLock"));
+            if of_list || line.contains("::sync::RwLock") || line.contains("::sync::Mutex") {
+                nameless.push(format!("{path}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(
+        nameless.is_empty(),
+        "use telemetry::locks, so that the watchdog sees them:\n{}",
+        nameless.join("\n")
+    );
+}
+
 #[test]
 fn no_file_is_too_long_without_a_reason() {
     let mut long = Vec::new();

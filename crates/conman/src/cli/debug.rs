@@ -84,6 +84,10 @@ fn explained(found: &FleetReport) -> Vec<String> {
             }
         }
     }
+    for process in &found.processes {
+        let locks = process.locks.iter();
+        texts.extend(locks.map(|lock| format!("\n{}: {lock}", place(process))));
+    }
     for host in &found.unreachable {
         texts.push(format!(
             "\n{host} does not answer: look into its log for what its watchdog has found"
@@ -95,7 +99,7 @@ fn explained(found: &FleetReport) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::operations::{Kind, Stage};
+    use crate::telemetry::operations::{Kind, LockReport, PartyReport, Stage};
 
     #[test]
     fn an_overdue_operation_is_explained_and_a_silent_host_is_named() {
@@ -120,6 +124,22 @@ mod tests {
             host: Some("host-1".into()),
             pid: 1,
             operations: vec![operation, in_time],
+            locks: vec![LockReport {
+                name: "containers".into(),
+                blocks: true,
+                holder: Some(PartyReport {
+                    thread: 7,
+                    task: Some("12".into()),
+                    operation: Some("start b@3".into()),
+                    since_ms: 5_000,
+                }),
+                waiters: vec![PartyReport {
+                    thread: 8,
+                    task: None,
+                    operation: None,
+                    since_ms: 4_000,
+                }],
+            }],
         };
         let words = |at: usize| -> Vec<String> {
             let row = row(&process, &process.operations[at]);
@@ -134,6 +154,8 @@ mod tests {
         };
         let expected = [
             "\nhost-1: claim a [9.000s]\n  store [8.999s]",
+            "\nhost-1: lock of the containers: held by start b@3 (thread 7, task 12, 5000 ms); \
+             no operation (thread 8, 4000 ms) waits",
             "\nhost-2 does not answer: look into its log for what its watchdog has found",
         ];
         assert_eq!(explained(&found), expected);

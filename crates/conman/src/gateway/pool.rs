@@ -4,9 +4,10 @@
 //! to have none.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::locks::Mutex;
 use axum::body::Body;
 use hyper::client::conn::http1::SendRequest;
 use model::id::{Epoch, HostId, Incarnation, ReplId};
@@ -44,15 +45,22 @@ struct Shelves {
 }
 
 /// The idle connections of a gateway.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Pool {
     shelves: Arc<Mutex<Shelves>>,
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            shelves: Arc::new(Mutex::new("idle connections", Shelves::default())),
+        }
+    }
+}
+
 impl Pool {
     fn with<T>(&self, act: impl FnOnce(&mut Shelves) -> T) -> T {
-        // The map is whole after every statement under the lock.
-        act(&mut self.shelves.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.shelves.lock())
     }
 
     /// The connection that was used last, of those that are still open.

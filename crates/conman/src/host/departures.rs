@@ -17,6 +17,7 @@ use model::wire::node::{HandedOff, HandedOffAnswer, Prepare};
 use super::effects::Effects;
 use super::ownership::{decode, encode, nonce};
 use super::session;
+use crate::telemetry::locks::Mutex;
 use crate::telemetry::operations::{Kind, Operation, Stage};
 
 /// How long the store may take for one transaction of a batch before it is sent again: that is safe.
@@ -223,9 +224,16 @@ impl Effects {
 
 /// Starts wait in line here: in the order in which they were wanted, only some at a time, so that the first of two
 /// hundred has the machine nearly to itself and its users need not wait for the last.
-#[derive(Default)]
 pub(super) struct StartQueue {
-    line: std::sync::Mutex<Line>,
+    line: Mutex<Line>,
+}
+
+impl Default for StartQueue {
+    fn default() -> Self {
+        Self {
+            line: Mutex::new("line of starts", Line::default()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -238,15 +246,8 @@ struct Line {
 const STARTS_AT_ONCE: usize = 16;
 
 impl StartQueue {
-    fn line(&self) -> std::sync::MutexGuard<'_, Line> {
-        // Whole after every statement under the lock.
-        self.line
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     fn next(&self) -> Option<(ContainerId, Operation)> {
-        let mut line = self.line();
+        let mut line = self.line.lock();
         if line.under_way >= STARTS_AT_ONCE {
             return None;
         }
@@ -260,7 +261,7 @@ impl Effects {
     /// Starts it when its turn has come.
     pub(super) fn start_in_turn(&self, id: ContainerId) {
         let operation = self.begin_start(&id);
-        self.starts.line().waiting.push_back((id, operation));
+        self.starts.line.lock().waiting.push_back((id, operation));
         self.start_next();
     }
 
@@ -269,7 +270,7 @@ impl Effects {
             let this = self.clone();
             tokio::spawn(async move {
                 this.start(id, operation).await;
-                this.starts.line().under_way -= 1;
+                this.starts.line.lock().under_way -= 1;
                 this.start_next();
             });
         }

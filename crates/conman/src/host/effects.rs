@@ -23,6 +23,7 @@ use super::{Config, Handle};
 use crate::clock;
 use crate::runtime::{Running, Runtime, StartRequest};
 use crate::store::Store;
+use crate::telemetry::locks::AsyncMutex;
 use crate::telemetry::operations::{Kind, Operation, Stage};
 
 /// How many dead containers are cleaned up after at once: nobody waits for it, and everybody shares its locks.
@@ -177,7 +178,7 @@ impl Effects {
             exit: OnceLock::new(),
             gone: CancellationToken::new(),
             ready: false.into(),
-            shell: tokio::sync::Mutex::default(),
+            shell: AsyncMutex::new("terminal of a repl", None),
         });
     }
 

@@ -1,8 +1,8 @@
 //! What sessions need to know of the containers that run: shared with the actor, which alone changes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use model::id::ContainerId;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::shell::SharedShell;
 use crate::runtime::{Exit, Running};
+use crate::telemetry::locks::{AsyncMutex, Guard, Mutex};
 
 /// One container that runs.
 #[derive(Debug)]
@@ -31,11 +32,11 @@ pub(super) struct Live {
     /// Whether its port has accepted a connection: from then on, a refusal is the user's own.
     pub(super) ready: AtomicBool,
     /// The one terminal that everyone shares.
-    pub(super) shell: tokio::sync::Mutex<Option<SharedShell>>,
+    pub(super) shell: AsyncMutex<Option<SharedShell>>,
 }
 
 /// All containers that run on this host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LiveMap {
     map: Mutex<BTreeMap<ContainerId, std::sync::Arc<Live>>>,
     /// Those whose death was heard of before their start: a program may end at once.
@@ -44,21 +45,24 @@ pub(super) struct LiveMap {
     pub(super) count: watch::Sender<usize>,
 }
 
-impl LiveMap {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ContainerId, std::sync::Arc<Live>>> {
-        // The map is whole after every statement under the lock, so a panic elsewhere leaves it usable.
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+impl Default for LiveMap {
+    fn default() -> Self {
+        Self {
+            map: Mutex::new("containers", BTreeMap::new()),
+            dead_before_told: Mutex::new("early deaths", BTreeSet::new()),
+            count: watch::Sender::default(),
+        }
     }
+}
 
+impl LiveMap {
     /// Taken only while the map's own lock is held.
-    fn dead_early(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
-        self.dead_before_told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn dead_early(&self) -> Guard<'_, BTreeSet<ContainerId>> {
+        self.dead_before_told.lock()
     }
 
     pub(super) fn insert(&self, live: Live) {
-        let mut map = self.lock();
+        let mut map = self.map.lock();
         if self.dead_early().remove(&live.running.id) {
             return;
         }
@@ -67,18 +71,19 @@ impl LiveMap {
     }
 
     pub(super) fn get(&self, id: &ContainerId) -> Option<std::sync::Arc<Live>> {
-        self.lock().get(id).cloned()
+        self.map.lock().get(id).cloned()
     }
 
     pub(super) fn of_repl(&self, repl: &model::id::ReplId) -> Option<std::sync::Arc<Live>> {
-        self.lock()
+        self.map
+            .lock()
             .values()
             .rfind(|live| live.running.id.repl == *repl)
             .cloned()
     }
 
     pub(super) fn remove(&self, id: &ContainerId, exit: Exit) {
-        let mut map = self.lock();
+        let mut map = self.map.lock();
         if let Some(live) = map.remove(id) {
             // Whoever is woken by its end may ask how it ended.
             live.exit.get_or_init(|| exit);

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -31,6 +31,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use super::live::Live;
 use super::session::Joined;
 use crate::runtime::{Exit, Runtime, TerminalSize};
+use crate::telemetry::locks::Mutex;
 
 /// How much of a terminal's output a newcomer is shown.
 const BACKLOG_BYTES_MAX: usize = 64 * 1024;
@@ -88,10 +89,13 @@ pub(super) async fn join(
     let started = SharedShell {
         master: Arc::new(master),
         size: terminal.size,
-        output: Arc::new(Mutex::new(Output {
-            backlog: VecDeque::new(),
-            pieces: broadcast::channel(PIECES_BUFFERED_MAX).0,
-        })),
+        output: Arc::new(Mutex::new(
+            "output of a terminal",
+            Output {
+                backlog: VecDeque::new(),
+                pieces: broadcast::channel(PIECES_BUFFERED_MAX).0,
+            },
+        )),
         exit,
     };
     tokio::spawn(read(started.master.clone(), started.output.clone()));
@@ -113,8 +117,7 @@ async fn read(master: Arc<AsyncFd<OwnedFd>>, output: Arc<Mutex<Output>>) {
         .await
     {
         let piece = Bytes::copy_from_slice(&buffer[..length]);
-        // The backlog is whole after every statement under the lock.
-        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = output.lock();
         output.backlog.extend(&piece);
         let excess = output.backlog.len().saturating_sub(BACKLOG_BYTES_MAX);
         output.backlog.drain(..excess);
@@ -126,7 +129,7 @@ async fn read(master: Arc<AsyncFd<OwnedFd>>, output: Arc<Mutex<Output>>) {
 impl SharedShell {
     fn look(&self) -> (Bytes, broadcast::Receiver<Bytes>) {
         // One lock for both: nothing is shown twice, and nothing is missed.
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = self.output.lock();
         let backlog = Bytes::copy_from_slice(output.backlog.make_contiguous());
         (backlog, output.pieces.subscribe())
     }

@@ -10,9 +10,10 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::telemetry::locks::Mutex;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -88,11 +89,14 @@ impl Identity {
         let loaded = Arc::new(load(&files)?);
         Ok(Self {
             files,
-            state: Mutex::new(State {
-                loaded,
-                stamp,
-                looked: Instant::now(),
-            }),
+            state: Mutex::new(
+                "certificates",
+                State {
+                    loaded,
+                    stamp,
+                    looked: Instant::now(),
+                },
+            ),
         })
     }
 
@@ -122,8 +126,7 @@ impl Identity {
 
     /// What is in the files, or was when they were last of use.
     fn now(&self, now: Instant) -> Arc<Loaded> {
-        // Whole after every statement.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if now.saturating_duration_since(state.looked) >= LOOK_EVERY {
             state.looked = now;
             let stamp = stamp(&self.files);

@@ -10,7 +10,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 
 use model::api::{Refusal, RefusalCode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::kept::Member;
 use super::{not_listening, not_running};
+use crate::telemetry::locks::Mutex;
 
 struct Wanted {
     pidfd: Arc<OwnedFd>,
@@ -28,9 +29,16 @@ struct Wanted {
 }
 
 /// Dials into containers.
-#[derive(Default)]
 pub(super) struct Dialer {
     thread: Mutex<Option<mpsc::Sender<Wanted>>>,
+}
+
+impl Default for Dialer {
+    fn default() -> Self {
+        Self {
+            thread: Mutex::new("thread that dials", None),
+        }
+    }
 }
 
 impl Dialer {
@@ -102,7 +110,7 @@ impl Dialer {
     }
 
     fn ask(&self, mut wanted: Wanted) -> io::Result<()> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.thread.lock();
         if let Some(sender) = thread.as_ref() {
             match sender.send(wanted) {
                 Ok(()) => return Ok(()),

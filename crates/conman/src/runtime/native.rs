@@ -12,7 +12,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -30,6 +30,7 @@ use super::image::{HOME, Images};
 use super::kept::{How, Kept, Member, Record, Walls};
 use super::layout::{Layout, RuntimeOptions, parse_id};
 use super::{Running, StartRequest};
+use crate::telemetry::locks::{Guard, Mutex};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -85,7 +86,7 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
         witness: options.witness.clone(),
         cgroups,
         dialer: Dialer::default(),
-        mounts: Mutex::default(),
+        mounts: Mutex::new("mounts of containers", HashMap::new()),
     };
     Ok(Kept::new(Arc::new(native), options))
 }
@@ -125,9 +126,9 @@ fn cgroups(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Cgroups> {
 }
 
 impl Native {
-    fn mounts(&self) -> MutexGuard<'_, HashMap<ContainerId, std::fs::File>> {
+    fn mounts(&self) -> Guard<'_, HashMap<ContainerId, std::fs::File>> {
         // Whole after every statement under the lock.
-        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mounts.lock()
     }
 
     fn make_files(&self, id: &ContainerId) -> io::Result<()> {

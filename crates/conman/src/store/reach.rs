@@ -8,7 +8,7 @@
 //!
 //! A wrapper around any store. The roles see each failure and act on it; they need not log it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use super::{Change, KeyValue, Range, Store, StoreError, Txn, TxnOutcome};
+use crate::telemetry::locks::Mutex;
 
 /// What is to be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +80,7 @@ impl Reached {
     pub fn new(inner: Arc<dyn Store>) -> Self {
         Self {
             inner,
-            reach: Arc::default(),
+            reach: Arc::new(Mutex::new("reach of the store", Reach::default())),
             unreachable: Gauge::default(),
             outages: Counter::default(),
         }
@@ -105,7 +106,7 @@ impl Reached {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let is_quiet = self.lock().is_quiet(Instant::now());
+            let is_quiet = self.reach.lock().is_quiet(Instant::now());
             if is_quiet {
                 // A key that nobody has. What becomes of it is seen below, as with every call.
                 let _ = self.get("/").await;
@@ -113,20 +114,15 @@ impl Reached {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Reach> {
-        // Nothing panics while it holds this.
-        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn saw<T>(&self, asked: Instant, outcome: &Result<T, StoreError>) {
         let now = Instant::now();
         let (said, why) = match outcome {
             Err(StoreError::Unavailable(why) | StoreError::Ambiguous(why)) => {
-                (self.lock().failed(asked, now), why.as_str())
+                (self.reach.lock().failed(asked, now), why.as_str())
             }
             // A refusal is an answer.
             Ok(_) | Err(StoreError::Compacted { .. } | StoreError::Fatal(_)) => {
-                (self.lock().answered(now), "")
+                (self.reach.lock().answered(now), "")
             }
         };
         match said {

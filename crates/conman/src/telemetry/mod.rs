@@ -1,6 +1,7 @@
 //! What the processes of a fleet tell of themselves in the same way, whatever their role.
 
 pub(crate) mod exposition;
+pub mod locks;
 pub mod operations;
 
 use std::sync::Arc;

@@ -21,7 +21,7 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -37,7 +37,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::dial::Dialer;
-use super::kept::{How, Kept, Member, Outside, Record, Walls, lock};
+use super::kept::{How, Kept, Member, Outside, Record, Walls};
 use super::layout::{Layout, RuntimeOptions, parse_id};
 use super::native::{base_environment, cannot_prepare, make_private, named_in, remove_all};
 use super::{Exec, ExecOutput, Exit, Running, StartRequest, Terminal};
@@ -45,6 +45,7 @@ use crate::docker::DockerId;
 use crate::docker::engine::{Engine, EngineAddress, EngineError, Listed};
 use crate::docker::process::{HoldError, Process, hold};
 use crate::docker::tree::{CgroupOf, Trees};
+use crate::telemetry::locks::Mutex;
 
 /// Where a repl's workspace is in its container.
 const HOME: &str = "/home/repl";
@@ -172,7 +173,7 @@ impl Docker {
             options: docker,
             trees: Trees::of_this_machine()?,
             dialer: Dialer::default(),
-            live: Mutex::default(),
+            live: Mutex::new("containers of Docker's", HashMap::new()),
         })
     }
 
@@ -185,7 +186,7 @@ impl Docker {
     }
 
     fn live(&self, id: &ContainerId) -> Option<Live> {
-        lock(&self.live).get(id).cloned()
+        self.live.lock().get(id).cloned()
     }
 
     /// This host's containers, by their labels, in whatever state.
@@ -328,7 +329,7 @@ impl Walls for Docker {
             .and_then(|text| self.trees.cgroup_of(&text, &self.trees.id_in(&text)?))
             .unwrap_or_default();
         let (done, logged) = watch::channel(false);
-        lock(&self.live).insert(id.clone(), Live { cgroup, logged });
+        self.live.lock().insert(id.clone(), Live { cgroup, logged });
         let (engine, name) = (self.engine.clone(), self.name(&id));
         let files = self.layout.log_files(&id);
         tokio::spawn(async move {
@@ -356,7 +357,7 @@ impl Walls for Docker {
     fn exit<'a>(&'a self, member: &'a Member) -> BoxFuture<'a, Exit> {
         async move {
             let id = &member.running.id;
-            let live = lock(&self.live).remove(id);
+            let live = self.live.lock().remove(id);
             if member.was_killed.load(std::sync::atomic::Ordering::Relaxed) {
                 // The engine will not know for a while, and nobody shall wait for it.
                 return Exit::Signal(libc::SIGKILL);

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::link::{KeeperLife, Link, Message};
 use super::member::{Member, exit_of};
-use super::{Ask, Shared, blocking, lock};
+use super::{Ask, Shared, blocking};
 use crate::runtime::{Exit, Running, RuntimeEvent, keeper_gone};
 
 /// How long to wait before a proof that failed is tried again.
@@ -155,12 +155,12 @@ async fn resync(shared: &Arc<Shared>, link: &mut Link, is_same: bool) -> io::Res
                 HeldState::Running | HeldState::Watched => {
                     running.insert(entry.id.clone());
                     let fds = take_fds(entry.state, &mut fds)?;
-                    if !lock(&shared.members).contains_key(&entry.id) {
+                    if !shared.members.lock().contains_key(&entry.id) {
                         shared.watch_over(entry, fds, link.life.pid);
                     }
                 }
                 HeldState::Exited { exit } => {
-                    let member = lock(&shared.members).get(&entry.id).cloned();
+                    let member = shared.members.lock().get(&entry.id).cloned();
                     match member {
                         Some(member) => member.exited(exit_of(exit)),
                         None => ended.push(entry.id),
@@ -274,7 +274,7 @@ fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, 
         FromKeeper::Event {
             event: Event::Exited { id, exit },
         } => {
-            let member = lock(&shared.members).get(&id).cloned();
+            let member = shared.members.lock().get(&id).cloned();
             if let Some(member) = member {
                 member.exited(exit_of(exit));
             }
@@ -292,7 +292,7 @@ fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, 
                 };
                 if let Err(Ok(orphan)) = reply.send(started) {
                     // Nobody waits for it any more: a container that nobody knows of must not live.
-                    let member = lock(&shared.members).get(&orphan.id).cloned();
+                    let member = shared.members.lock().get(&orphan.id).cloned();
                     member.inspect(|member| shared.kill_directly(member));
                 }
             }
@@ -311,7 +311,7 @@ fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, 
 
 impl Shared {
     fn running(&self) -> Vec<Running> {
-        let members = lock(&self.members);
+        let members = self.members.lock();
         let mut running: Vec<_> = members
             .values()
             .map(|member| member.running.clone())
@@ -339,7 +339,7 @@ impl Shared {
             exit: tokio::sync::watch::Sender::new(None),
             keeper,
         });
-        lock(&self.members).insert(held.id, member.clone());
+        self.members.lock().insert(held.id, member.clone());
         tokio::spawn(self.clone().see_die(member));
         running
     }
@@ -351,7 +351,7 @@ impl Shared {
             tokio::time::sleep(PROVE_AGAIN).await;
         }
         let exit = self.how_ended(&member).await;
-        lock(&self.members).remove(&id);
+        self.members.lock().remove(&id);
         self.report(RuntimeEvent::Dead {
             id: id.clone(),
             exit,
@@ -367,7 +367,7 @@ impl Shared {
     fn keeper_lost(&self, life: &KeeperLife) {
         self.report(RuntimeEvent::KeeperLost);
         let orphans: Vec<_> = {
-            let members = lock(&self.members);
+            let members = self.members.lock();
             let orphans = members.values().filter(|member| member.keeper == life.pid);
             orphans.cloned().collect()
         };
@@ -381,7 +381,7 @@ impl Shared {
     /// Ends and removes what an earlier run left. The end is waited for, the removal is not.
     async fn end_leftovers(self: Arc<Self>, mut held: BTreeSet<ContainerId>) {
         // Those of a keeper before, that are still dying.
-        held.extend(lock(&self.members).keys().cloned());
+        held.extend(self.members.lock().keys().cloned());
         let shared = self.clone();
         let found = blocking(move || shared.walls.leftovers(&held)).await;
         let leftovers = match found {

@@ -23,10 +23,11 @@ mod record;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::telemetry::locks::Mutex;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 use model::api::{Refusal, RefusalCode};
@@ -195,11 +196,6 @@ enum Ask {
     },
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing is done under these locks that could panic half-way.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Kept {
     /// Begins to look for the keeper. Must be called within tokio.
     pub(super) fn new(walls: Arc<dyn Walls>, options: &RuntimeOptions) -> Self {
@@ -208,9 +204,9 @@ impl Kept {
         let shared = Arc::new(Shared {
             walls,
             layout: Layout::new(options),
-            members: Mutex::default(),
-            records: Mutex::default(),
-            deadline: Mutex::default(),
+            members: Mutex::new("containers that are held", HashMap::new()),
+            records: Mutex::new("records of containers", HashMap::new()),
+            deadline: Mutex::new("deadline", None),
             events,
             asks,
             turns: turns::Turns::default(),
@@ -218,7 +214,7 @@ impl Kept {
         let driver = driver::drive(shared.clone(), options.keeper_socket.clone(), asked);
         Self {
             shared,
-            receiver: Mutex::new(Some(receiver)),
+            receiver: Mutex::new("events of the runtime", Some(receiver)),
             driver: tokio::spawn(driver).abort_handle(),
         }
     }
@@ -230,7 +226,10 @@ impl Kept {
         let prepared = blocking(move || shared.walls.prepare(&to_prepare)).await?;
         let (how, record) = prepared?;
         let record = Arc::new(record);
-        lock(&self.shared.records).insert(id.clone(), record.clone());
+        self.shared
+            .records
+            .lock()
+            .insert(id.clone(), record.clone());
         let result = match how {
             How::Keeper(launch) => {
                 let container = id.clone();
@@ -250,14 +249,14 @@ impl Kept {
             }
         };
         if result.is_err() {
-            lock(&self.shared.records).remove(&id);
+            self.shared.records.lock().remove(&id);
         }
         result
     }
 
     async fn kill_now(&self, ids: Vec<ContainerId>) -> Result<(), Refusal> {
         let members: Vec<_> = {
-            let held = lock(&self.shared.members);
+            let held = self.shared.members.lock();
             ids.iter().filter_map(|id| held.get(id).cloned()).collect()
         };
         // Also those that it only begins to start: the keeper gives them up.
@@ -286,10 +285,10 @@ impl Kept {
     }
 
     async fn cleanup_now(&self, id: ContainerId) -> Result<(), Refusal> {
-        if lock(&self.shared.members).contains_key(&id) {
+        if self.shared.members.lock().contains_key(&id) {
             return Err(still_alive(&id));
         }
-        lock(&self.shared.records).remove(&id);
+        self.shared.records.lock().remove(&id);
         let shared = self.shared.clone();
         let done = blocking(move || shared.remove(&id)).await?;
         done.map_err(|error| {
@@ -310,12 +309,12 @@ impl Drop for Kept {
 
 impl Shared {
     fn member(&self, id: &ContainerId) -> Result<Arc<Member>, Refusal> {
-        let member = lock(&self.members).get(id).cloned();
+        let member = self.members.lock().get(id).cloned();
         member.ok_or_else(|| not_running(id))
     }
 
     async fn record(&self, id: &ContainerId) -> Result<Arc<Record>, Refusal> {
-        if let Some(record) = lock(&self.records).get(id) {
+        if let Some(record) = self.records.lock().get(id) {
             return Ok(record.clone());
         }
         // Adopted: it was started by an earlier conman.
@@ -327,8 +326,8 @@ impl Shared {
                 format!("read record of {id}: {error}"),
             )
         })?);
-        if lock(&self.members).contains_key(id) {
-            lock(&self.records).insert(id.clone(), record.clone());
+        if self.members.lock().contains_key(id) {
+            self.records.lock().insert(id.clone(), record.clone());
         }
         Ok(record)
     }
@@ -373,7 +372,7 @@ impl Shared {
 
     /// How the program of a container ended that is proven dead.
     async fn how_ended(&self, member: &Member) -> Exit {
-        let deadline = *lock(&self.deadline);
+        let deadline = *self.deadline.lock();
         let is_over = deadline.is_some_and(|at| at.since(boot_now()) <= WATCHED_LEAD);
         // The keeper kills what it only watches a little before its own end: that was not the program's doing.
         if member.control.is_none() && is_over && !member.was_killed.load(Ordering::Relaxed) {
@@ -437,12 +436,12 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 impl Runtime for Kept {
     fn events(&self) -> Option<mpsc::UnboundedReceiver<RuntimeEvent>> {
-        lock(&self.receiver).take()
+        self.receiver.lock().take()
     }
 
     fn arm(&self, deadline: BootTime) -> BoxFuture<'_, Result<(), Refusal>> {
         {
-            let mut last = lock(&self.shared.deadline);
+            let mut last = self.shared.deadline.lock();
             *last = (*last).max(Some(deadline));
         }
         let armed = self.shared.request(Request::Arm { deadline });

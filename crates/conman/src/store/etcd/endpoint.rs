@@ -8,7 +8,7 @@
 //! ```
 
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use model::timing::STORE_CONNECT_MAX;
@@ -22,6 +22,7 @@ use tonic_prost::ProstCodec;
 
 use super::race::Failure;
 use super::wire;
+use crate::telemetry::locks::{Guard, Mutex};
 
 /// etcd answers a range of large values whole; a page of [`super::PAGE_KEYS_MAX`] of the largest is below this.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
@@ -74,7 +75,7 @@ impl Endpoint {
             uri: uri.to_owned(),
             channel: endpoint.connect_lazy(),
             credentials,
-            token: Mutex::default(),
+            token: Mutex::new("token for etcd", None),
         })
     }
 
@@ -202,9 +203,8 @@ impl Endpoint {
         Ok(Some(token))
     }
 
-    fn known_token(&self) -> MutexGuard<'_, Option<Token>> {
-        // Nothing panics while it holds this.
-        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known_token(&self) -> Guard<'_, Option<Token>> {
+        self.token.lock()
     }
 
     pub(super) fn forget_token(&self) {

@@ -23,7 +23,7 @@ use model::api::{Refusal, RefusalCode};
 use tokio_util::sync::CancellationToken;
 
 pub use self::name::{Kind, Stage};
-pub use self::report::{FleetReport, OperationReport, Report};
+pub use self::report::{FleetReport, LockReport, OperationReport, PartyReport, Report};
 
 /// So many maps, by the operation's number: a gateway begins and ends tens of thousands a second.
 const SHARDS: usize = 16;
@@ -91,13 +91,23 @@ impl Entry {
         self.thread.store(thread_id(), Ordering::Relaxed);
     }
 
+    /// What it is, on what.
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.kind.as_str(), self.subject)
+    }
+
     fn stage(&self) -> Stage {
         Stage::of_number(self.stage.load(Ordering::Relaxed))
     }
 }
 
+/// What the caller works for.
+pub(super) fn current() -> Option<Arc<Entry>> {
+    CURRENT.try_with(Arc::clone).ok()
+}
+
 /// The kernel's number of this thread, as below `/proc/self/task`.
-fn thread_id() -> u32 {
+pub(super) fn thread_id() -> u32 {
     thread_local! {
         static ID: u32 = rustix::thread::gettid().as_raw_pid().unsigned_abs();
     }
@@ -134,7 +144,7 @@ pub struct Operation {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.entry.kind.as_str(), self.entry.subject)
+        f.write_str(&self.entry.name())
     }
 }
 
@@ -171,8 +181,7 @@ impl Operation {
     /// Awaits `work` for this operation, whatever it is told meanwhile.
     pub async fn around<T>(&self, work: impl Future<Output = T>) -> T {
         let entry = self.entry.clone();
-        let name = format!("{} {}", entry.kind.as_str(), entry.subject);
-        let tree = self.book.0.trees.register(entry.id, name);
+        let tree = self.book.0.trees.register(entry.id, entry.name());
         CURRENT.scope(entry, tree.instrument(work)).await
     }
 
@@ -231,7 +240,7 @@ impl Operations {
 impl Stage {
     /// Awaits `work` as this stage of the current operation, if there is one; then it is at what it was at before.
     pub async fn of<T>(self, work: impl Future<Output = T>) -> T {
-        let entry = CURRENT.try_with(Arc::clone).ok();
+        let entry = current();
         let before = entry.as_ref().map(|entry| {
             let before = entry.stage();
             entry.enter(self);

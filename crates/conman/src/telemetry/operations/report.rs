@@ -1,5 +1,6 @@
 //! What is told of operations: the same for the log, `GET /debug/operations` and `conman debug operations`.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Entry, Kind, Operations, Stage};
+use crate::telemetry::locks::{self, Party, Waiting};
+
+/// From when on a lock that nobody waits for is shown.
+const HELD_LONG: Duration = Duration::from_secs(1);
 
 /// One operation that is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -46,6 +51,91 @@ pub struct Report {
     pub pid: u32,
     /// What is under way, the oldest first.
     pub operations: Vec<OperationReport>,
+    /// The locks of the process that somebody waits for, or that were held for a second or longer.
+    pub locks: Vec<LockReport>,
+}
+
+/// A lock and everyone around it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Lock)]
+pub struct LockReport {
+    /// Its name.
+    pub name: String,
+    /// Whether it is waited for with the whole thread, so that a waiter cannot be called off.
+    pub blocks: bool,
+    /// Who holds it; absent in the moment between two.
+    pub holder: Option<PartyReport>,
+    /// Who waits for it.
+    pub waiters: Vec<PartyReport>,
+}
+
+/// Who holds a lock or waits for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = LockParty)]
+pub struct PartyReport {
+    /// The thread that asked for it, as below `/proc/<pid>/task`.
+    pub thread: u32,
+    /// The task that did, by its number in this process; absent of a plain thread.
+    pub task: Option<String>,
+    /// For which operation, as `start repl@epoch`; absent where it was for none.
+    pub operation: Option<String>,
+    /// For how long.
+    pub since_ms: u64,
+}
+
+impl From<&Party> for PartyReport {
+    fn from(party: &Party) -> Self {
+        Self {
+            thread: party.thread,
+            task: party.task.map(|task| task.to_string()),
+            operation: party.operation.as_ref().map(|entry| entry.name()),
+            since_ms: milliseconds(party.since.elapsed()),
+        }
+    }
+}
+
+impl fmt::Display for PartyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.operation {
+            Some(operation) => write!(f, "{operation}")?,
+            None => f.write_str("no operation")?,
+        }
+        write!(f, " (thread {}", self.thread)?;
+        if let Some(task) = &self.task {
+            write!(f, ", task {task}")?;
+        }
+        write!(f, ", {} ms)", self.since_ms)
+    }
+}
+
+impl fmt::Display for LockReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lock of the {}: held by ", self.name)?;
+        match &self.holder {
+            Some(holder) => write!(f, "{holder}")?,
+            None => f.write_str("nobody")?,
+        }
+        for waiter in &self.waiters {
+            write!(f, "; {waiter} waits")?;
+        }
+        Ok(())
+    }
+}
+
+/// The locks of this process that are worth a look.
+pub(crate) fn busy_locks() -> Vec<LockReport> {
+    let worth_it = |lock: &locks::Held| {
+        let is_old = |holder: &Party| holder.since.elapsed() >= HELD_LONG;
+        !lock.waiters.is_empty() || lock.holder.as_ref().is_some_and(is_old)
+    };
+    let held = locks::held().into_iter().filter(worth_it);
+    held.map(|lock| LockReport {
+        name: lock.name.to_owned(),
+        blocks: lock.waiting == Waiting::Blocks,
+        holder: lock.holder.as_ref().map(PartyReport::from),
+        waiters: lock.waiters.iter().map(PartyReport::from).collect(),
+    })
+    .collect()
 }
 
 impl Report {
@@ -55,6 +145,7 @@ impl Report {
             host,
             pid: std::process::id(),
             operations: operations.report(),
+            locks: busy_locks(),
         }
     }
 }
