@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <state>/images/host-<fingerprint>/          the skeleton of the image `host`
-//! <state>/overlay/<host>/<repl>@<epoch>/      upper and work of one container
-//! <state>/run/<host>/<repl>@<epoch>.json      how it was started, for a conman that comes later
+//! <state>/overlay/<host>/<repl>@<epoch>/      upper and work of one native container, and its record:
+//!                                             how it was started, for a conman that comes later
+//! <state>/run/<host>/<repl>@<epoch>.json      the record of any other
 //! <state>/logs/<repl>/<epoch>.{0,1}           its output
 //! <workspaces>/<repl>/                        the user's files: never removed here
 //! ```

@@ -3,7 +3,7 @@
 //! ```text
 //! start:   image ─► workspace ─► overlay directory ─► log directory ─► cgroup ─► record ─► the keeper
 //! dead:    pidfd of PID 1 readable ─► cgroup empty
-//! cleanup: cgroup ─► overlay ─► record, older logs      (the workspace stays)
+//! cleanup: cgroup ─► overlay with its record ─► older logs      (the workspace stays)
 //! ```
 //!
 //! Mounts live in the container's own namespace and end with it; what is on disk is below the state
@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -36,14 +36,15 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 struct Native {
     layout: Layout,
-    witness: Option<std::path::PathBuf>,
+    witness: Option<PathBuf>,
     cgroups: Cgroups,
     images: Images,
     dialer: Dialer,
-    /// The mount namespaces of containers that live or are not cleaned up after. The last process of a container
-    /// would have to unmount all of it before it counts as dead, and of two hundred only one at a time can; so it is
-    /// not the last to hold it.
-    mounts: Mutex<HashMap<ContainerId, std::fs::File>>,
+    /// The mount and the network namespaces of containers that live or are not cleaned up after. The last process of a
+    /// container would have to unmount all of it before it counts as dead, and of two hundred only one at a time can; so
+    /// it is not the last to hold it. The network's end comes later by itself, but then it would be in the way of the
+    /// starts elsewhere.
+    held: Mutex<HashMap<ContainerId, Vec<std::fs::File>>>,
 }
 
 /// Prepares this machine and begins to look for the keeper. Must be called within tokio; blocks for as long
@@ -63,7 +64,6 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
     let layout = Layout::new(options);
     make_private(&layout.state)?;
     make_private(&layout.workspaces)?;
-    std::fs::create_dir_all(layout.records())?;
     for directory in [
         layout.overlays(),
         layout.state.join("logs"),
@@ -86,7 +86,7 @@ pub fn open_on(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Kept> {
         witness: options.witness.clone(),
         cgroups,
         dialer: Dialer::default(),
-        mounts: Mutex::new("mounts of containers", HashMap::new()),
+        held: Mutex::new("namespaces of containers", HashMap::new()),
     };
     Ok(Kept::new(Arc::new(native), options))
 }
@@ -104,10 +104,7 @@ pub fn purge(options: &RuntimeOptions) -> io::Result<()> {
         cgroups.remove(id)?;
     }
     cgroups.remove_host()?;
-    for directory in [layout.overlays(), layout.records()] {
-        remove_all(&directory)?;
-    }
-    Ok(())
+    remove_all(&layout.overlays())
 }
 
 fn this_machine(options: &RuntimeOptions) -> io::Result<Mounts> {
@@ -126,9 +123,9 @@ fn cgroups(options: &RuntimeOptions, mounts: Mounts) -> io::Result<Cgroups> {
 }
 
 impl Native {
-    fn mounts(&self) -> Guard<'_, HashMap<ContainerId, std::fs::File>> {
+    fn held(&self) -> Guard<'_, HashMap<ContainerId, Vec<std::fs::File>>> {
         // Whole after every statement under the lock.
-        self.mounts.lock()
+        self.held.lock()
     }
 
     fn make_files(&self, id: &ContainerId) -> io::Result<()> {
@@ -147,6 +144,11 @@ impl Native {
 }
 
 impl Walls for Native {
+    fn record(&self, id: &ContainerId) -> PathBuf {
+        // Not with the others' in one directory: see `spread_out`.
+        self.layout.overlay(id).join("record.json")
+    }
+
     fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal> {
         let StartRequest { id, spec } = request;
         let mut layers = self.images.layers(&spec.image)?;
@@ -162,7 +164,7 @@ impl Walls for Native {
         };
         let prepared = || -> io::Result<_> {
             self.make_files(id)?;
-            record.write(&self.layout.record(id))?;
+            record.write(&self.record(id))?;
             self.cgroups.create(id, &spec.limits)
         };
         let placement = prepared().map_err(|error| cannot_prepare(id, &error))?;
@@ -190,10 +192,12 @@ impl Walls for Native {
     }
 
     fn hold(&self, running: &Running) {
+        let open = |kind| std::fs::File::open(format!("/proc/{}/ns/{kind}", running.pid));
         // One that has died meanwhile has nothing left to hold.
-        if let Ok(namespace) = std::fs::File::open(format!("/proc/{}/ns/mnt", running.pid)) {
-            self.mounts().insert(running.id.clone(), namespace);
-        }
+        let namespaces = ["mnt", "net"]
+            .into_iter()
+            .filter_map(|kind| open(kind).ok());
+        self.held().insert(running.id.clone(), namespaces.collect());
     }
 
     fn kill(&self, member: &Member) -> io::Result<()> {
@@ -230,8 +234,8 @@ impl Walls for Native {
 
     fn remove(&self, id: &ContainerId) -> io::Result<()> {
         // Here is the unmounting, which may wait for a disk.
-        let namespace = self.mounts().remove(id);
-        drop(namespace);
+        let namespaces = self.held().remove(id);
+        drop(namespaces);
         self.cgroups.remove(id)?;
         remove_all(&self.layout.overlay(id))
     }
@@ -249,9 +253,7 @@ fn end_all(
     held: &BTreeSet<ContainerId>,
 ) -> io::Result<BTreeSet<ContainerId>> {
     let mut left = cgroups.list()?;
-    for directory in [layout.overlays(), layout.records()] {
-        left.extend(named_in(&directory)?);
-    }
+    left.extend(named_in(&layout.overlays())?);
     left.retain(|id| !held.contains(id));
     for id in &left {
         if !cgroups.is_empty(id)? {

@@ -88,6 +88,10 @@ impl Process {
 }
 
 impl Walls for Process {
+    fn record(&self, id: &ContainerId) -> PathBuf {
+        self.layout.record(id)
+    }
+
     fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal> {
         let StartRequest { id, spec } = request;
         if let Image::Directory(path) = &spec.image {

@@ -313,8 +313,9 @@ mod cases {
         let record = world
             .options
             .state
-            .join("run/h1")
-            .join(format!("{id}.json"));
+            .join("overlay/h1")
+            .join(id.to_string())
+            .join("record.json");
         std::fs::remove_file(record).unwrap();
         let refused = world.exec(&id, &["true"]).await.unwrap_err();
         assert_eq!(refused.code, RefusalCode::Internal);

@@ -21,6 +21,7 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -268,6 +269,10 @@ impl Walls for Docker {
     fn start_stuck_after(&self) -> Duration {
         // Its image may have to come first, and the engine has its own patience for each of its steps.
         create::PULL_MAX + START_STUCK_AFTER
+    }
+
+    fn record(&self, id: &ContainerId) -> PathBuf {
+        self.layout.record(id)
     }
 
     fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal> {

@@ -23,6 +23,7 @@ mod record;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -72,6 +73,9 @@ pub(super) enum Outside {
 
 /// What a keeper's containers are made of. Blocking unless it says otherwise.
 pub(super) trait Walls: Send + Sync + 'static {
+    /// Where a container's record lies: how it was started, for a conman that comes later.
+    fn record(&self, id: &ContainerId) -> PathBuf;
+
     /// Prepares everything that must exist before the container is started.
     fn prepare(&self, request: &StartRequest) -> Result<(How, Record), Refusal>;
 
@@ -318,7 +322,7 @@ impl Shared {
             return Ok(record.clone());
         }
         // Adopted: it was started by an earlier conman.
-        let path = self.layout.record(id);
+        let path = self.walls.record(id);
         let read = blocking(move || Record::read(&path)).await?;
         let record = Arc::new(read.map_err(|error| {
             Refusal::new(
@@ -418,7 +422,7 @@ impl Shared {
     fn remove(&self, id: &ContainerId) -> std::io::Result<()> {
         self.walls.remove(id)?;
         logs::remove_older(&self.layout.logs(&id.repl))?;
-        match std::fs::remove_file(self.layout.record(id)) {
+        match std::fs::remove_file(self.walls.record(id)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
