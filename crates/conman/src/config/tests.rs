@@ -184,8 +184,13 @@ fn every_key_is_a_flag_and_a_variable() {
         #[command(flatten)]
         node: NodeKeys,
     }
+    #[derive(Parser)]
+    struct OfTracker {
+        #[command(flatten)]
+        stuck: StuckKeys,
+    }
     use clap::CommandFactory;
-    let commands = [All::command(), OfNode::command()];
+    let commands = [All::command(), OfNode::command(), OfTracker::command()];
     let flags: Vec<_> = commands
         .iter()
         .flat_map(|command| command.get_arguments())
