@@ -8,16 +8,20 @@
 //! waits for the disk.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use model::stuck::LogTime;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stuck::live::{Attempted, Audience, Kept, Live, SourceCounts};
+use stuck::live::{Attempted, Audience, Change, Kept, Live, SourceCounts};
 use stuck::tracker::Failure;
 
 /// Raised whenever what is kept changes its meaning.
 const VERSION: i64 = 1;
+
+/// How long until a full disk is tried again: nothing tells when it has room.
+const FULL_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why there is no database to use.
 #[derive(Debug, thiserror::Error)]
@@ -221,19 +225,33 @@ impl Database {
         live: &mut Live,
         progress: &[(usize, Progress)],
     ) -> Result<(), DatabaseError> {
-        self.store_all(live, progress)
-            .map_err(|source| self.fail(source))
+        let change = live.take_change();
+        let mut is_told = false;
+        loop {
+            match self.store_all(live, &change, progress) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                    // A full disk may have room again, and the lines are still there: whoever is on call has enough to do.
+                    if !is_told {
+                        tracing::error!(%error, "the stuck tracker waits for room on its disk");
+                    }
+                    is_told = true;
+                    std::thread::sleep(FULL_AGAIN);
+                }
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
     }
 
     fn store_all(
         &mut self,
-        live: &mut Live,
+        live: &Live,
+        change: &Change,
         progress: &[(usize, Progress)],
     ) -> rusqlite::Result<()> {
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let change = live.take_change();
         for (source, Progress { bookmark, place }) in progress {
             transaction
                 .prepare_cached(
@@ -247,7 +265,7 @@ impl Database {
                     place
                 ])?;
         }
-        for (hash, failing) in change.failing {
+        for (hash, failing) in &change.failing {
             let hash = hash.cast_signed();
             match failing {
                 Some(failing) => transaction
@@ -258,12 +276,12 @@ impl Database {
                     .execute([hash])?,
             };
         }
-        if let Some((time, source, line)) = change.gone {
+        if let Some((time, source, line)) = &change.gone {
             transaction
                 .prepare_cached("DELETE FROM waiting WHERE (time, source, line) <= (?1, ?2, ?3)")?
-                .execute(params![time.0, source as i64, line.cast_signed()])?;
+                .execute(params![time.0, *source as i64, line.cast_signed()])?;
         }
-        for (source, attempt) in change.added {
+        for (source, attempt) in &change.added {
             let failure = attempt.failure.as_ref();
             transaction
                 .prepare_cached(
@@ -272,7 +290,7 @@ impl Database {
                 )?
                 .execute(params![
                     attempt.time.0,
-                    source as i64,
+                    *source as i64,
                     attempt.line.cast_signed(),
                     attempt.hash.cast_signed(),
                     failure.map(|failure| &*failure.entity),
