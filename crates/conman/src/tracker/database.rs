@@ -236,6 +236,10 @@ impl Database {
                         tracing::error!(%error, "the stuck tracker waits for room on its disk");
                     }
                     is_told = true;
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "a thread of its own, and no event to await"
+                    )]
                     std::thread::sleep(FULL_AGAIN);
                 }
                 Err(error) => return Err(self.fail(error)),
