@@ -1,7 +1,7 @@
 //! The thread that owns a tracker's state.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -11,6 +11,7 @@ use super::database::{Database, Progress};
 use super::follow::{self, Sender};
 use super::view::View;
 use super::{Config, metrics};
+use crate::telemetry::locks::Mutex;
 
 /// How far the followers may run ahead of the database.
 const AHEAD_MAX: usize = 16;
@@ -39,7 +40,7 @@ pub(super) enum Message {
 /// A tracker that runs.
 #[derive(Debug, Clone)]
 pub struct Tracker {
-    view: Arc<RwLock<Arc<View>>>,
+    view: Arc<Mutex<Arc<View>>>,
 }
 
 impl Tracker {
@@ -75,7 +76,10 @@ impl Tracker {
                 live.step(Event::Ended(number), began.elapsed());
             }
         }
-        let view = Arc::new(RwLock::new(Arc::new(View::of(&live, &numbers))));
+        let view = Arc::new(Mutex::new(
+            "view of the tracker",
+            Arc::new(View::of(&live, &numbers)),
+        ));
         let (sender, messages) = sync_channel(AHEAD_MAX);
         for (source, &number) in config.sources.into_iter().zip(&numbers) {
             let sender = Sender::new(number, sender.clone());
@@ -105,10 +109,7 @@ impl Tracker {
 
     /// What is known now.
     pub fn view(&self) -> Arc<View> {
-        self.view
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.view.lock().clone()
     }
 
     /// Its metrics, for a registry.
@@ -123,7 +124,7 @@ struct State {
     /// The sources that are followed.
     numbers: Vec<usize>,
     began: Instant,
-    view: Arc<RwLock<Arc<View>>>,
+    view: Arc<Mutex<Arc<View>>>,
     is_view_old: bool,
     shown_at: Instant,
 }
@@ -195,7 +196,7 @@ impl State {
 
     fn show(&mut self) {
         let view = Arc::new(View::of(&self.live, &self.numbers));
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
+        *self.view.lock() = view;
         (self.is_view_old, self.shown_at) = (false, Instant::now());
     }
 }
