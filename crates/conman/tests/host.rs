@@ -219,8 +219,8 @@ async fn a_stop_answers_when_the_repl_is_free() {
     assert!(host.start("blue", None).await.unwrap() > epoch);
 }
 
-#[tokio::test]
-async fn a_restarted_conman_adopts_what_its_keeper_holds() {
+/// A fleet whose only conman has ended and left blue alive, what its keeper holds, and blue's epoch.
+async fn crashed_with_blue() -> (Fleet, Fake, u64) {
     let fleet = Fleet::new();
     fleet.put_spec("blue", server()).await;
     let fake = Fake::new();
@@ -228,7 +228,12 @@ async fn a_restarted_conman_adopts_what_its_keeper_holds() {
     fleet.registered(1).await;
     let epoch = host.start("blue", None).await.unwrap();
     host.stop.cancel();
-    let fake = fake.restarted();
+    (fleet, fake.restarted(), epoch)
+}
+
+#[tokio::test]
+async fn a_restarted_conman_adopts_what_its_keeper_holds() {
+    let (fleet, fake, epoch) = crashed_with_blue().await;
     let host = fleet.host("host-1", &fake);
     assert_eq!(host_start_eventually(&host, "blue", epoch).await, epoch);
     assert_eq!(fake.alive().len(), 1);
@@ -238,31 +243,19 @@ async fn a_restarted_conman_adopts_what_its_keeper_holds() {
 /// The list takes as long to read as the store is away; meanwhile the keeper dies, and the next one holds nothing.
 #[tokio::test]
 async fn what_a_keeper_held_that_has_gone_since_is_not_adopted() {
-    let fleet = Fleet::new();
-    fleet.put_spec("blue", server()).await;
-    let fake = Fake::new();
-    let host = fleet.host("host-1", &fake);
-    fleet.registered(1).await;
-    let epoch = host.start("blue", None).await.unwrap();
-    host.stop.cancel();
-    let fake = fake.restarted();
+    let (fleet, fake, epoch) = crashed_with_blue().await;
     let store = fleet.store.another();
     store.misbehave(Misbehaviour {
         calls: Calls::Hanging,
         ..Misbehaviour::default()
     });
     let host = fleet.host_with("host-1", &fake, store.clone());
-    let asked = |times| {
-        move |fake: &Fake| {
-            let calls = fake.calls();
-            calls.iter().filter(|call| **call == Call::Adopt).count() == times
-        }
+    let times_asked = |fake: &Fake| {
+        let calls = fake.calls();
+        calls.iter().filter(|call| **call == Call::Adopt).count()
     };
-    let before = fake
-        .calls()
-        .iter()
-        .filter(|call| **call == Call::Adopt)
-        .count();
+    let asked = |times| move |fake: &Fake| times_asked(fake) == times;
+    let before = times_asked(&fake);
     fake.until(asked(before + 1)).await;
     fake.lose_keeper();
     fake.connect_keeper();

@@ -93,6 +93,13 @@ fn run_all(world: &mut World, machines: &[usize]) {
     }
 }
 
+/// Somebody opens the repl at the second machine: one container is alive, wherever.
+fn opened_elsewhere_it_lives_once(world: &mut World) {
+    world.open_free(1, 0);
+    run_all(world, &[1]);
+    assert_eq!((world.violations(), world.alive()), (&[][..], 1));
+}
+
 /// All are registered, nobody wants a repl, and nothing is under way.
 fn idle(rates_ppm: &[u64]) -> World {
     let mut world = quiet(rates_ppm);
@@ -145,9 +152,7 @@ fn who_beats_is_not_silent_however_long_ago_it_was_seen_first() {
     let mut world = running(&[1_000_000; 2]);
     go_on(&mut world, &[0, 1], 60);
     assert_eq!(world.ready(), 2);
-    world.open_free(1, 0);
-    run_all(&mut world, &[1]);
-    assert_eq!((world.violations(), world.alive()), (&[][..], 1));
+    opened_elsewhere_it_lives_once(&mut world);
     assert_eq!(world.started().count(), 1);
 }
 
@@ -157,9 +162,7 @@ fn who_sees_the_past_robs_nobody_that_has_beaten_since() {
     world.freeze(1);
     go_on(&mut world, &[0, 1], 60);
     assert_eq!(world.ready(), 2);
-    world.open_free(1, 0);
-    run_all(&mut world, &[1]);
-    assert_eq!((world.violations(), world.alive()), (&[][..], 1));
+    opened_elsewhere_it_lives_once(&mut world);
     assert_eq!(world.started().count(), 1);
 }
 
@@ -171,9 +174,7 @@ fn a_repl_is_not_free_before_its_container_is_dead() {
     world.run(0, 0, FRESH);
     world.hold(0, 0);
     run_all(&mut world, &[0]);
-    world.open_free(1, 0);
-    run_all(&mut world, &[1]);
-    assert_eq!((world.violations(), world.alive()), (&[][..], 1));
+    opened_elsewhere_it_lives_once(&mut world);
 }
 
 #[test]
@@ -238,9 +239,7 @@ fn a_claim_of_a_registration_that_has_ended_is_not_taken_for_the_next_ones() {
     // The claim of before gets to the store, while the next registration waits for the answer to its own.
     world.let_go(0, 0);
     run_all(&mut world, &[0]);
-    world.open_free(1, 0);
-    run_all(&mut world, &[1]);
-    assert_eq!((world.violations(), world.alive()), (&[][..], 1));
+    opened_elsewhere_it_lives_once(&mut world);
 }
 
 #[test]
