@@ -70,6 +70,8 @@ pub(super) struct Progress {
 pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
+    /// As it is written.
+    watermark: Option<LogTime>,
 }
 
 const SCHEMA: &str = "
@@ -126,6 +128,7 @@ impl Database {
         Ok(Self {
             connection,
             path: path.to_owned(),
+            watermark: None,
         })
     }
 
@@ -226,10 +229,18 @@ impl Database {
         progress: &[(usize, Progress)],
     ) -> Result<(), DatabaseError> {
         let change = live.take_change();
+        let watermark = live.watermark();
+        // That somebody has looked, and there was no more, is nothing to write.
+        if progress.is_empty() && change == Change::default() && watermark == self.watermark {
+            return Ok(());
+        }
         let mut is_told = false;
         loop {
             match self.store_all(live, &change, progress) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.watermark = watermark;
+                    return Ok(());
+                }
                 Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
                     // A full disk may have room again, and the lines are still there: whoever is on call has enough to do.
                     if !is_told {

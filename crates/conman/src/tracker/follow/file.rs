@@ -15,8 +15,10 @@
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use model::stuck::LogTime;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,10 +34,10 @@ use super::{BLOCK_BYTES, Feeder, Gone};
 /// How much of a file's beginning tells it from another one.
 const HEAD_BYTES: u64 = 256;
 /// Where directories do not say that they change (on some networks), it is looked this often.
-const LOOK_EVERY: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What comes within so long is read together: each reading costs a transaction, and a busy gateway writes
+/// hundreds of lines a second.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Up to where a file was read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,15 @@ fn head(file: &File, length: u64) -> io::Result<u64> {
     }
 }
 
+/// Why a follower looks again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// The log was written, or rotated.
+    ByTheLog,
+    /// Nothing was heard of it.
+    ByTime,
+}
+
 /// Follows one path.
 pub(super) struct Follower {
     path: PathBuf,
@@ -141,17 +152,52 @@ impl Follower {
             if !is_said && self.feeder.sender.send(message).is_err() {
                 return;
             }
-            self.wait();
+            if self.wait(LOOK_EVERY) == Woken::ByTheLog {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a thread of its own, and what it waits for is time"
+                )]
+                std::thread::sleep(GATHER);
+            }
         }
     }
 
-    /// Returns when something in the directory has changed, or after a while.
-    fn wait(&self) {
-        let mut ready = [PollFd::new(&self.changes, PollFlags::IN)];
-        // A signal, or anything else that ends the wait early, costs one more look.
-        let _ = poll(&mut ready, Some(&LOOK_EVERY));
-        let mut events = [0; 4096];
-        while rustix::io::read(&self.changes, &mut events).is_ok_and(|count| count > 0) {}
+    /// Returns when the log has changed, or after so long.
+    fn wait(&self, patience: Duration) -> Woken {
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Woken::ByTime;
+            }
+            let left = Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let mut ready = [PollFd::new(&self.changes, PollFlags::IN)];
+            // Whatever else ends it early, a signal say, it is asked again.
+            let _ = poll(&mut ready, Some(&left));
+            if self.has_changed() {
+                return Woken::ByTheLog;
+            }
+        }
+    }
+
+    /// Takes what the directory has to say. Others write in it too, the tracker's own database among them: who woke
+    /// for that, and wrote for having woken, would never rest.
+    fn has_changed(&self) -> bool {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.changes, &mut buffer);
+        let mut is_about_the_log = false;
+        // It ends with an error, that there is no more.
+        while let Ok(event) = events.next() {
+            // One without a name is about the directory, or says that some were lost. What was rotated away begins
+            // with the name.
+            is_about_the_log |= event
+                .file_name()
+                .is_none_or(|name| name.to_bytes().starts_with(self.name.as_encoded_bytes()));
+        }
+        is_about_the_log
     }
 
     /// Reads all that there is now.
@@ -331,4 +377,47 @@ fn refuse_packed(file: &File) -> io::Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::mpsc::sync_channel;
+
+    use stuck::live::Audience;
+
+    use super::super::{Sender, Source, SourceKind};
+    use super::*;
+
+    fn follower(path: &Path) -> Follower {
+        let source = Source {
+            name: "the log".to_owned(),
+            audience: Audience::User,
+            kind: SourceKind::File(path.to_owned()),
+            query: std::sync::Arc::default(),
+        };
+        let (channel, _) = sync_channel(1);
+        let feeder = Feeder::resume(&source, None, Sender::new(0, channel)).unwrap();
+        Follower::open(path.to_owned(), None, feeder).unwrap()
+    }
+
+    #[test]
+    fn only_the_log_wakes_its_follower() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sessions.ndjson");
+        let follower = follower(&path);
+        for other in ["stuck.db", "stuck.db-wal", "session"] {
+            std::fs::write(directory.path().join(other), "something").unwrap();
+        }
+        assert!(!follower.has_changed());
+        assert_eq!(follower.wait(Duration::from_millis(1)), Woken::ByTime);
+
+        let mut log = File::create(&path).unwrap();
+        assert_eq!(follower.wait(Duration::from_secs(60)), Woken::ByTheLog);
+        assert!(!follower.has_changed(), "it is said once");
+        writeln!(log, "a line").unwrap();
+        assert!(follower.has_changed());
+        std::fs::rename(&path, directory.path().join("sessions.ndjson.1")).unwrap();
+        assert!(follower.has_changed());
+    }
 }
