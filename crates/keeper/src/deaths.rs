@@ -32,6 +32,9 @@ impl Server<'_> {
             self.refuse_ordered(id, refusal);
         }
         self.watched.kill(ids);
+        for id in ids {
+            self.watched.lift(id);
+        }
         if self.kill_by_one_write(ids) {
             return;
         }
@@ -105,6 +108,7 @@ impl Server<'_> {
             return;
         };
         let plain = container.is_plain_process();
+        self.watched.unlimit(id);
         match container.reaped(status) {
             Reaped::StartFailed(request, refusal) => {
                 self.containers.remove(id);

@@ -20,7 +20,8 @@
 //! - *Dead on time.* At the deadline the kernel's timer sends SIGKILL to the keeper, stopped or hung as it may be;
 //!   each init has the death signal armed, so the kernel kills it with its parent; and with PID 1 of a
 //!   PID namespace, everything in it. No code of ours runs then. An init that the keeper's death caught
-//!   before it armed the signal finds the keeper's end of their socket closed.
+//!   before it armed the signal finds the keeper's end of their socket closed. A limit of processor time, which would make
+//!   the dying slow, is lifted by the guard.
 //! - *Never an older one.* A start needs a deadline ahead, and an epoch above all that were seen for the repl.
 //! - *Dead means reaped.* `Exited` is sent when PID 1 has been reaped, which the kernel allows only when nothing
 //!   of its namespace is left.
@@ -54,6 +55,7 @@ mod packet;
 mod place;
 mod prepare;
 mod processes;
+mod quota;
 mod report;
 mod seccomp;
 mod server;

@@ -7,7 +7,9 @@
 //! ```
 
 use model::id::ContainerId;
-use model::wire::keeper::{Answer, KeeperRefusal, KeeperRefusalCode, Launch, START_MAX};
+use model::wire::keeper::{
+    Answer, KeeperRefusal, KeeperRefusalCode, Launch, LaunchKind, NativePlan, START_MAX,
+};
 use rustix::event::PollFlags;
 use serde_json::json;
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,7 +74,9 @@ impl Server<'_> {
         // The deadline may have moved while it was prepared, never backwards; past it this code does not run.
         let now = boot_now();
         let launched = match Prepared::from_fds(&ordered.launch, fds) {
-            Some(prepared) => self.launcher.launch(&id, &ordered, prepared),
+            Some(prepared) => self
+                .limit(&id, &ordered)
+                .and_then(|()| self.launcher.launch(&id, &ordered, prepared)),
             None => Err(lost("the preparer delivered something else")),
         };
         match launched {
@@ -80,7 +84,20 @@ impl Server<'_> {
                 let container = Container::new(id.clone(), launched, &ordered, notes, now);
                 self.containers.insert(id, container);
             }
-            Err(refusal) => self.refuse_start(&id, ordered.request, refusal),
+            Err(refusal) => {
+                self.watched.unlimit(&id);
+                self.refuse_start(&id, ordered.request, refusal);
+            }
+        }
+    }
+
+    fn limit(&mut self, id: &ContainerId, ordered: &Ordered) -> Result<(), KeeperRefusal> {
+        match &ordered.launch.kind {
+            LaunchKind::Native(NativePlan {
+                cpu_quota: Some(quota),
+                ..
+            }) => self.watched.limit(id, quota),
+            _ => Ok(()),
         }
     }
 

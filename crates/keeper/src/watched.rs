@@ -15,7 +15,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use model::id::ContainerId;
 use model::time::BootTime;
 use model::timing::WATCHED_LEAD;
-use model::wire::keeper::{Answer, FromKeeper, Held, HeldState, KeeperRefusal, KeeperRefusalCode};
+use model::wire::keeper::{
+    Answer, CpuQuota, FromKeeper, Held, HeldState, KeeperRefusal, KeeperRefusalCode,
+};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde_json::json;
 
@@ -25,6 +27,7 @@ use crate::guard::Guard;
 use crate::link::LinkState;
 use crate::note::{Level, note};
 use crate::processes;
+use crate::quota::{Quota, Quotas};
 use crate::server::Server;
 
 /// A container that somebody else has started.
@@ -62,6 +65,8 @@ pub(crate) struct AllWatched {
     /// Those that are about to be started.
     admitted: BTreeSet<ContainerId>,
     pub(crate) held: BTreeMap<ContainerId, Watched>,
+    /// The limits of the keeper's own containers, which are the guard's business too.
+    quotas: Quotas,
     guard: Option<Guard>,
 }
 
@@ -126,16 +131,46 @@ impl AllWatched {
     fn renew_guard(&mut self) -> Result<(), KeeperRefusal> {
         let mut guard = Guard::fork()?;
         for (id, watched) in &self.held {
-            if guard.add(id, watched.pidfd.as_fd()) == LinkState::Broken {
-                return Err(refused(
-                    KeeperRefusalCode::Failed,
-                    "tell guard",
-                    "it takes no orders",
-                ));
-            }
+            taken(guard.add(id, watched.pidfd.as_fd()))?;
+        }
+        for (id, quota) in self.quotas.iter() {
+            taken(guard.limit(id, quota))?;
         }
         self.guard = Some(guard);
         Ok(())
+    }
+
+    /// Has the limit of a container lifted when the keeper is killed; without that it is not to be started.
+    pub(crate) fn limit(
+        &mut self,
+        id: &ContainerId,
+        quota: &CpuQuota,
+    ) -> Result<(), KeeperRefusal> {
+        let quota = Quota::open(quota)?;
+        let is_told = self
+            .guard
+            .as_mut()
+            .is_some_and(|guard| guard.limit(id, &quota) == LinkState::Up);
+        self.quotas.insert(id.clone(), quota);
+        if is_told {
+            return Ok(());
+        }
+        self.renew_guard().inspect_err(|_| self.unlimit(id))
+    }
+
+    /// Lifts the limit of a container that is to be killed.
+    pub(crate) fn lift(&self, id: &ContainerId) {
+        self.quotas.lift(id);
+    }
+
+    /// It has ended, or was not started.
+    pub(crate) fn unlimit(&mut self, id: &ContainerId) {
+        if self.quotas.remove(id)
+            && let Some(guard) = &mut self.guard
+        {
+            // One that is gone is replaced when it is reaped.
+            let _ = guard.drop_one(id);
+        }
     }
 
     fn add(&mut self, id: &ContainerId, watched: Watched) -> Result<(), KeeperRefusal> {
@@ -162,6 +197,17 @@ impl AllWatched {
             // One that is gone is replaced when it is reaped.
             let _ = guard.drop_one(id);
         }
+    }
+}
+
+fn taken(told: LinkState) -> Result<(), KeeperRefusal> {
+    match told {
+        LinkState::Up => Ok(()),
+        LinkState::Broken => Err(refused(
+            KeeperRefusalCode::Failed,
+            "tell guard",
+            "it takes no orders",
+        )),
     }
 }
 

@@ -181,6 +181,7 @@ impl Walls for Native {
                 cgroup_v2: placement.v2,
                 cgroup_v2_host: placement.v2_host,
                 cgroup_v1: placement.v1,
+                cpu_quota: placement.cpu_quota.map(Box::new),
             }),
             command: spec.command.clone(),
             env: record.env.clone(),

@@ -1,17 +1,21 @@
 //! What only native containers promise.
 
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conman::runtime::Exit;
 use conman::runtime::cgroup::{Cgroups, Controller};
 use model::api::RefusalCode;
 use model::id::ContainerId;
 use model::spec::{Image, Limits};
+use model::timing::KILL_BOUND;
 
 use crate::contract::dial_ready;
 use crate::leftovers;
 use crate::world::{Kind, World, below, this_machine};
+
+/// Processes of a container that take a while to end.
+const CROWD: u32 = 300;
 
 macro_rules! native {
     ($($test:ident),* $(,)?) => {$(
@@ -26,6 +30,7 @@ native! {
     memory_is_limited,
     memory_that_runs_out_ends_one_process,
     processes_are_limited,
+    a_limit_does_not_hold_back_the_dying,
     sees_only_itself,
     has_a_private_etc_and_the_machines_tools,
     workspace_lasts_and_the_rest_does_not,
@@ -122,6 +127,41 @@ mod cases {
         let log = world.runtime.logs(&id).0;
         let log = std::fs::read_to_string(&log[0]).unwrap();
         assert!(log.contains("Cannot fork"), "{log}");
+    }
+
+    pub async fn a_limit_does_not_hold_back_the_dying(world: &mut World) {
+        if limits_of(world).len() < Controller::ALL.len() {
+            return;
+        }
+        let free = start_crowd(world, "free", None).await;
+        let limited = start_crowd(world, "limited", Some(50)).await;
+        let began = Instant::now();
+        world.kill(&free).await;
+        let free = began.elapsed();
+        let began = Instant::now();
+        world.kill(&limited).await;
+        let limited = began.elapsed();
+        eprintln!("{CROWD} processes dead in {free:?}, in {limited:?} with a limit");
+        // A twentieth of a processor would make it twenty times as long, and seconds.
+        assert!(limited < (5 * free).max(KILL_BOUND), "{limited:?}");
+    }
+
+    /// With many processes, all of which sleep.
+    async fn start_crowd(world: &mut World, name: &str, cpu_millis: Option<u32>) -> ContainerId {
+        let script = format!("for (1..{CROWD}) {{ if (!fork) {{ sleep 1000; exit }} }} sleep 1000");
+        let mut request = world.request(name, &["perl", "-e", &script]);
+        request.spec.limits = Limits {
+            cpu_millis,
+            pids: 2 * CROWD,
+            ..Limits::default()
+        };
+        let id = world.runtime.start(request).await.unwrap().id;
+        let fleet = world.options.fleet();
+        let cgroups = Cgroups::prepare(this_machine(), &fleet, &world.options.host).unwrap();
+        while cgroups.processes(&id).unwrap().len() < CROWD as usize {
+            tokio::task::yield_now().await;
+        }
+        id
     }
 
     pub async fn sees_only_itself(world: &mut World) {

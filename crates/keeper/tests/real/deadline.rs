@@ -1,11 +1,15 @@
 //! The keeper's own death, however it comes, is the death of everything in it.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use model::wire::keeper::*;
-use rustix::process::Signal;
+use rustix::process::{PidfdFlags, Signal};
 
-use crate::harness::{Client, Host, PATIENCE, Running, boot_now, id, is_root, processes_of};
+use crate::harness::{
+    Client, Host, PATIENCE, Running, await_guard, await_readable, boot_now, id, is_root,
+    processes_of,
+};
 
 /// The containers do what they can to live on.
 const STUBBORN: &str = "trap '' TERM INT HUP; (setsid sleep 1000 &); sleep 1000; sleep 1000";
@@ -84,6 +88,80 @@ fn a_stopped_keeper_and_its_containers_die_at_the_deadline() {
     assert!(late < bound, "{late:?} late, {by_hand:?} by hand");
     host.await_keepers_end();
     host.prove_nothing_left();
+}
+
+#[test]
+fn limits_of_processor_time_are_lifted_for_what_dies() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    let mut client = host.armed_client();
+    let mut files = Vec::new();
+    let mut all = Vec::new();
+    for name in ["one", "two", "three"] {
+        // A file that only remembers what was written plays the control file.
+        let file = host.path(&format!("quota-{name}"));
+        std::fs::write(&file, "").expect("write");
+        let id = id(name, 1);
+        let mut launch = host.native_launch(&id, STUBBORN);
+        if let LaunchKind::Native(plan) = &mut launch.kind {
+            plan.cpu_quota = Some(Box::new(CpuQuota {
+                file: file.clone(),
+                unlimited: "max".to_owned(),
+            }));
+        }
+        files.push(file);
+        all.push(client.start(id, launch));
+    }
+    let read = |file: &PathBuf| std::fs::read_to_string(file).expect("read");
+    client.done(Request::Kill {
+        ids: vec![id("one", 1)],
+    });
+    assert_eq!(read(&files[0]), "max", "by the keeper, before it answers");
+    assert_eq!(read(&files[1]), "");
+    client.exit_of(&id("one", 1));
+
+    // A guard that is killed is replaced by one that knows the same.
+    let guard = await_guard(&host, None);
+    rustix::process::kill_process(guard, Signal::KILL).expect("kill");
+    let guard = await_guard(&host, Some(guard));
+    let guards_end = rustix::process::pidfd_open(guard, PidfdFlags::empty()).expect("alive");
+    host.signal_keeper(Signal::KILL);
+    await_readable(&guards_end);
+    assert_eq!(read(&files[0]), "max", "not again: it has ended");
+    assert_eq!(
+        (read(&files[1]), read(&files[2])),
+        ("max".into(), "max".into())
+    );
+    for running in &all {
+        running.await_dead();
+    }
+    host.await_keepers_end();
+    host.prove_nothing_left();
+}
+
+#[test]
+fn a_limit_that_cannot_be_lifted_refuses_the_start() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    let mut client = host.armed_client();
+    let id = id("one", 1);
+    let mut launch = host.native_launch(&id, STUBBORN);
+    if let LaunchKind::Native(plan) = &mut launch.kind {
+        plan.cpu_quota = Some(Box::new(CpuQuota {
+            file: host.path("not-there"),
+            unlimited: "max".to_owned(),
+        }));
+    }
+    let refusal = client.refused(Request::Start {
+        container: id,
+        launch: Box::new(launch),
+    });
+    assert_eq!(refusal.step, "open cpu quota");
+    host.end();
 }
 
 #[test]

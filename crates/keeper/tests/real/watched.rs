@@ -6,9 +6,9 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use model::wire::keeper::*;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
-use crate::harness::{Client, Host, boot_now, id};
+use crate::harness::{Client, Host, await_guard, boot_now, id};
 
 /// A process that somebody else has started, and reaps.
 struct Foreign(Child);
@@ -189,41 +189,10 @@ fn a_guard_that_is_killed_is_replaced() {
     let mut client = host.armed_client();
     let foreign = Foreign::start();
     held(&mut client, &foreign, "one");
-    // It has its own session a moment after it was begun.
-    let guard = loop {
-        match guard_of(&host) {
-            Some(guard) => break guard,
-            None => std::thread::yield_now(),
-        }
-    };
+    let guard = await_guard(&host, None);
     rustix::process::kill_process(guard, Signal::KILL).expect("kill");
-    let another = loop {
-        match guard_of(&host) {
-            Some(found) if found != guard => break found,
-            _ => std::thread::yield_now(),
-        }
-    };
-    assert_ne!(another, guard);
+    await_guard(&host, Some(guard));
     host.signal_keeper(Signal::KILL);
     foreign.ended_by(libc::SIGKILL);
     host.await_keepers_end();
-}
-
-/// The keeper's child that leads a session of its own. Read from `/proc`: where the keeper's own session was begun
-/// outside the tests' PID namespace its number is 0, which `rustix::process::getsid` takes for no answer at all.
-fn guard_of(host: &Host) -> Option<Pid> {
-    let keeper = host.keeper_pid();
-    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
-    let children = children.unwrap_or_default();
-    let mut pids = children
-        .split_whitespace()
-        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-    pids.find(|pid| session_of(*pid) == Some(pid.as_raw_pid()))
-}
-
-/// The sixth field of `/proc/PID/stat`, the name in it aside.
-fn session_of(pid: Pid) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(3)?.parse().ok()
 }

@@ -412,6 +412,19 @@ pub struct NativePlan {
     /// Its directories under cgroup v1 controllers, which exist: PID 1 is put into each before it goes on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroup_v1: Vec<PathBuf>,
+    /// Its limit of processor time, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<Box<CpuQuota>>,
+}
+
+/// A limit of processor time, which must not hold back the dying: to end takes time too, and the hundreds of processes
+/// of a container with a tenth of a processor would take seconds of it. So the limit is lifted before a kill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuQuota {
+    /// The control file that sets it.
+    pub file: PathBuf,
+    /// What lifts it, written there.
+    pub unlimited: String,
 }
 
 /// A root file system: an overlay, with directories of the host bound into it.
@@ -600,6 +613,10 @@ mod tests {
                 cgroup_v2: Some("/sys/fs/cgroup/h/c".into()),
                 cgroup_v2_host: Some("/sys/fs/cgroup/h".into()),
                 cgroup_v1: vec![],
+                cpu_quota: Some(Box::new(CpuQuota {
+                    file: "/sys/fs/cgroup/h/c/cpu.max".into(),
+                    unlimited: "max".into(),
+                })),
             }),
             command: vec!["sh".into()],
             env: BTreeMap::from([("PATH".into(), "/usr/bin".into())]),

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use model::id::{ContainerId, HostId};
 use model::spec::Limits;
+use model::wire::keeper::CpuQuota;
 
 use self::directory::{
     children, collect_processes, emptied_v2, gone_is_fine, is_empty_v1, is_empty_v2, is_gone,
@@ -69,6 +70,8 @@ pub struct Placement {
     pub v2_host: Option<PathBuf>,
     /// The v1 directories, no two the same.
     pub v1: Vec<PathBuf>,
+    /// What lifts the limit of processor time before a kill, if there is one.
+    pub cpu_quota: Option<CpuQuota>,
 }
 
 impl Cgroups {
@@ -155,11 +158,41 @@ impl Cgroups {
             }
         }
         let v2_host = v2.as_deref().and_then(Path::parent).map(Path::to_owned);
-        Ok(Placement { v2, v2_host, v1 })
+        let cpu_quota = limits.cpu_millis.and_then(|_| self.cpu_quota(id));
+        Ok(Placement {
+            v2,
+            v2_host,
+            v1,
+            cpu_quota,
+        })
+    }
+
+    fn cpu_quota(&self, id: &ContainerId) -> Option<CpuQuota> {
+        let (root, file, unlimited) = match (&self.mounts.v2, self.mounts.v1.get(&Controller::Cpu))
+        {
+            (_, Some(root)) => (root, "cpu.cfs_quota_us", "-1"),
+            (Some(root), None) if self.v2_limits.contains(&Controller::Cpu) => {
+                (root, "cpu.max", "max")
+            }
+            _ => return None,
+        };
+        Some(CpuQuota {
+            file: self.directory(root, id).join(file),
+            unlimited: unlimited.to_owned(),
+        })
+    }
+
+    /// Lifts the limit of processor time of what is to be killed: see [`CpuQuota`].
+    fn lift(&self, id: &ContainerId) -> io::Result<()> {
+        match self.cpu_quota(id) {
+            Some(CpuQuota { file, unlimited }) => gone_is_fine(write(&file, &unlimited)),
+            None => Ok(()),
+        }
     }
 
     /// SIGKILL to every process in the container, where a v2 tree exists. Nothing to kill is no error.
     pub fn kill(&self, id: &ContainerId) -> io::Result<()> {
+        self.lift(id)?;
         let Some(root) = &self.mounts.v2 else {
             return Ok(());
         };
@@ -185,6 +218,7 @@ impl Cgroups {
         if self.has_kill() {
             return self.kill(id);
         }
+        self.lift(id)?;
         for process in self.processes(id)? {
             let Some(pid) = i32::try_from(process)
                 .ok()

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use model::id::{ContainerId, Epoch};
 use model::wire::keeper::*;
+use rustix::process::Pid;
 
 pub(crate) use client::*;
 pub(crate) use commands::*;
@@ -176,6 +177,7 @@ impl Host {
             cgroup_v2: None,
             cgroup_v2_host: None,
             cgroup_v1: vec![],
+            cpu_quota: None,
         }
     }
 
@@ -408,4 +410,33 @@ pub(crate) fn id(repl: &str, epoch: u64) -> ContainerId {
         repl: repl.parse().expect("a name"),
         epoch: Epoch(epoch),
     }
+}
+
+/// The keeper's guard, once it is there and is not the one before. It has its own session a moment after it was begun.
+pub(crate) fn await_guard(host: &Host, before: Option<Pid>) -> Pid {
+    loop {
+        match guard_of(host) {
+            Some(found) if Some(found) != before => return found,
+            _ => std::thread::yield_now(),
+        }
+    }
+}
+
+/// The keeper's child that leads a session of its own. Read from `/proc`: where the keeper's own session was begun
+/// outside the tests' PID namespace its number is 0, which `rustix::process::getsid` takes for no answer at all.
+fn guard_of(host: &Host) -> Option<Pid> {
+    let keeper = host.keeper_pid();
+    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+    let children = children.unwrap_or_default();
+    let mut pids = children
+        .split_whitespace()
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    pids.find(|pid| session_of(*pid) == Some(pid.as_raw_pid()))
+}
+
+/// The sixth field of `/proc/PID/stat`, the name in it aside.
+fn session_of(pid: Pid) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(3)?.parse().ok()
 }
