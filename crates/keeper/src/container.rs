@@ -68,8 +68,8 @@ enum Kind {
 pub(crate) enum Phase {
     /// Its init works towards the program's start; conman's request waits for an answer.
     Starting(Starting),
-    /// It is dying; then the start is refused.
-    Failing(u64, KeeperRefusal),
+    /// It is dying; then the start is refused, if whoever asked is still there.
+    Failing(Option<u64>, KeeperRefusal),
     /// Its program runs.
     Running(Fds),
     /// It is dead and reaped.
@@ -197,7 +197,15 @@ impl Container {
     /// Makes an undecided start a failed one; the container is to be killed if it does not end by itself.
     pub(crate) fn fail(&mut self, refusal: KeeperRefusal) {
         if let Phase::Starting(starting) = &self.phase {
-            self.phase = Phase::Failing(starting.request, refusal);
+            self.phase = Phase::Failing(Some(starting.request), refusal);
+        }
+    }
+
+    /// Whoever asked for the start is gone: the number of the request means nothing to the next conman, or something
+    /// else.
+    pub(crate) fn forget_request(&mut self) {
+        if let Phase::Failing(request, _) = &mut self.phase {
+            *request = None;
         }
     }
 
@@ -241,7 +249,7 @@ impl Container {
         let said = self.said.unwrap_or(status);
         match std::mem::replace(&mut self.phase, Phase::Ended(said)) {
             Phase::Starting(starting) => Reaped::StartFailed(
-                starting.request,
+                Some(starting.request),
                 refused(
                     KeeperRefusalCode::Failed,
                     "start",
@@ -272,7 +280,7 @@ const _: () = assert!(LIST_PAGE * (NOTES_MAX * NOTE_BYTES_MAX * 2 + 512) < MESSA
 /// What it means that an init was reaped.
 pub(crate) enum Reaped {
     /// A start has failed, and nothing of it is left.
-    StartFailed(u64, KeeperRefusal),
+    StartFailed(Option<u64>, KeeperRefusal),
     /// The container is dead.
     Exited(WireExit),
 }

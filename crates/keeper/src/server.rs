@@ -213,6 +213,7 @@ impl Server<'_> {
                     "the connection that asked for it is closed",
                 ));
             }
+            container.forget_request();
         }
         note(Level::Info, "disconnected", json!({}));
     }

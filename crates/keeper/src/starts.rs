@@ -86,7 +86,7 @@ impl Server<'_> {
             }
             Err(refusal) => {
                 self.watched.unlimit(&id);
-                self.refuse_start(&id, ordered.request, refusal);
+                self.refuse_start(&id, Some(ordered.request), refusal);
             }
         }
     }
@@ -104,18 +104,25 @@ impl Server<'_> {
     /// Gives up a start that nothing runs of yet.
     pub(crate) fn refuse_ordered(&mut self, id: &ContainerId, refusal: KeeperRefusal) {
         if let Some(ordered) = self.ordered.remove(id) {
-            self.refuse_start(id, ordered.request, refusal);
+            self.refuse_start(id, Some(ordered.request), refusal);
         }
     }
 
-    /// Answers a start that came to nothing.
-    pub(crate) fn refuse_start(&mut self, id: &ContainerId, request: u64, refusal: KeeperRefusal) {
+    /// Answers a start that came to nothing, if somebody waits for the answer.
+    pub(crate) fn refuse_start(
+        &mut self,
+        id: &ContainerId,
+        request: Option<u64>,
+        refusal: KeeperRefusal,
+    ) {
         note(
             Level::Info,
             "start failed",
             json!({"container": id.to_string(), "step": refusal.step, "message": refusal.message}),
         );
-        self.answer(request, Answer::Refused(refusal), &[]);
+        if let Some(request) = request {
+            self.answer(request, Answer::Refused(refusal), &[]);
+        }
     }
 
     pub(crate) fn take_reports(&mut self, id: &ContainerId) {

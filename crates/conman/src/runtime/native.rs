@@ -219,6 +219,17 @@ impl Walls for Native {
         .boxed()
     }
 
+    fn end_unanswered<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, io::Result<()>> {
+        async move {
+            if self.cgroups.is_empty(id)? {
+                return Ok(());
+            }
+            self.cgroups.kill_all(id)?;
+            self.cgroups.emptied(id).await
+        }
+        .boxed()
+    }
+
     fn dial<'a>(
         &'a self,
         member: &'a Member,

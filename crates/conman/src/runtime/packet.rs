@@ -57,7 +57,7 @@ impl PacketSocket {
         Ok((Self::new(ours)?, theirs))
     }
 
-    fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         Ok(Self {
             fd: ready::watch(fd, interest)?,

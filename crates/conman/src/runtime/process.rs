@@ -162,6 +162,16 @@ impl Walls for Process {
         .boxed()
     }
 
+    fn end_unanswered<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, io::Result<()>> {
+        async move {
+            let mark = self.mark(id);
+            super::kept::blocking(move || end_marked(&mark))
+                .await
+                .map_err(io::Error::other)?
+        }
+        .boxed()
+    }
+
     fn dial<'a>(
         &'a self,
         member: &'a Member,

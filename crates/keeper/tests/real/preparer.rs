@@ -119,3 +119,55 @@ fn the_deadline_holds_while_a_preparer_hangs() {
     host.await_keepers_end();
     host.prove_nothing_left();
 }
+
+/// The keeper's children.
+fn children(host: &Host) -> usize {
+    let keeper = host.keeper.id();
+    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+    children.expect("children").split_whitespace().count()
+}
+
+#[test]
+fn a_start_of_an_earlier_connection_is_undone_and_not_answered_on_the_next() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::native();
+    // Plays a control group that takes nothing in: a full pipe. The init waits there, begun and not started.
+    let directory = host.path("full");
+    std::fs::create_dir(&directory).expect("make");
+    let (fifo, mode) = (
+        directory.join("tasks"),
+        rustix::fs::Mode::from_raw_mode(0o600),
+    );
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).expect("make");
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK;
+    let pipe = rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).expect("open");
+    while rustix::io::write(&pipe, &[0; 4096]).is_ok() {}
+
+    let mut earlier = host.armed_client();
+    let one = id("one", 1);
+    let mut launch = host.native_launch(&one, "exec sleep 1000");
+    if let LaunchKind::Native(plan) = &mut launch.kind {
+        plan.cgroup_v1 = vec![directory];
+    }
+    let before = children(&host);
+    let asked = earlier.ask(Request::Start {
+        container: one,
+        launch: Box::new(launch),
+    });
+    while children(&host) == before {
+        std::thread::yield_now();
+    }
+    let mut next = host.client();
+    while next.asked() < asked - 1 {
+        assert_eq!(next.list().len(), 0, "what is not started is not held");
+    }
+    while children(&host) != before {
+        std::thread::yield_now();
+    }
+    // This request has the number of the start that was asked for before.
+    assert_eq!(next.list().len(), 0);
+    assert_eq!(next.asked(), asked);
+    host.end();
+}

@@ -6,6 +6,10 @@
 //!    ├──── connection over, keeper alive: the same again, nothing is told ◄───────────────────┤
 //!    └──── keeper dead: KeeperLost, every exit still unknown stays unknown ◄──────────────────┘
 //! ```
+//!
+//! A start that was not answered when the connection ended is *unanswered*: it may have begun, and may go on to begin for as
+//! long as the keeper has not met its next conman. So it stays unanswered until the list on the next connection, or the keeper's death, and is
+//! refused only when nothing of it is alive.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -36,9 +40,15 @@ const CLOSED_PAUSE: Duration = Duration::from_millis(500);
 
 /// Who waits for an answer.
 enum Waiting {
-    Start(ContainerId, oneshot::Sender<Result<Running, Refusal>>),
+    Start(ContainerId, Starter),
     Request(oneshot::Sender<Result<Answer, Refusal>>),
 }
+
+/// Who waits for a start.
+type Starter = oneshot::Sender<Result<Running, Refusal>>;
+
+/// The starts that a connection left unanswered.
+type Unanswered = Vec<(ContainerId, Starter)>;
 
 /// Why a link was given up.
 enum Over {
@@ -58,8 +68,17 @@ pub(super) async fn drive(
     // The keeper that was announced and whose loss was not.
     let mut before: Option<Arc<KeeperLife>> = None;
     let mut pause = Duration::ZERO;
+    let mut unanswered = Unanswered::new();
     loop {
-        let Some(mut link) = seek(&shared, &socket, &mut asks, &mut before, pause).await else {
+        let seeking = seek(
+            &shared,
+            &socket,
+            &mut asks,
+            &mut before,
+            &mut unanswered,
+            pause,
+        );
+        let Some(mut link) = seeking.await else {
             return;
         };
         pause = CLOSED_PAUSE;
@@ -76,16 +95,18 @@ pub(super) async fn drive(
                 continue;
             }
         }
+        shared.answer_all(&mut unanswered);
         if !is_same {
             shared.report(RuntimeEvent::KeeperConnected { pid: link.life.pid });
         }
         before = Some(link.life.clone());
-        match serve(&shared, &mut link, &mut asks).await {
+        match serve(&shared, &mut link, &mut asks, &mut unanswered).await {
             Over::Closed => {}
             Over::Dead => {
                 before = None;
                 pause = Duration::ZERO;
                 shared.keeper_lost(&link.life);
+                shared.answer_all(&mut unanswered);
             }
             Over::Unused => return,
         }
@@ -98,6 +119,7 @@ async fn seek(
     socket: &std::path::Path,
     asks: &mut mpsc::UnboundedReceiver<Ask>,
     before: &mut Option<Arc<KeeperLife>>,
+    unanswered: &mut Unanswered,
     pause: Duration,
 ) -> Option<Link> {
     let mut seeking = std::pin::pin!(seek_after(socket, pause));
@@ -113,6 +135,7 @@ async fn seek(
             () = ended => {
                 if let Some(life) = before.take() {
                     shared.keeper_lost(&life);
+                    shared.answer_all(unanswered);
                     // The next one is waited for from now on.
                     seeking.set(seek_after(socket, Duration::ZERO));
                 }
@@ -202,6 +225,7 @@ async fn serve(
     shared: &Arc<Shared>,
     link: &mut Link,
     asks: &mut mpsc::UnboundedReceiver<Ask>,
+    unanswered: &mut Unanswered,
 ) -> Over {
     let mut waiting = HashMap::new();
     let life = link.life.clone();
@@ -237,7 +261,7 @@ async fn serve(
     }
     for waiting in waiting.into_values() {
         match waiting {
-            Waiting::Start(_, reply) => drop(reply.send(Err(keeper_gone()))),
+            Waiting::Start(id, reply) => unanswered.push((id, reply)),
             Waiting::Request(reply) => drop(reply.send(Err(keeper_gone()))),
         }
     }
@@ -290,11 +314,7 @@ fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, 
                         "the keeper answered start with {other:?}"
                     ))),
                 };
-                if let Err(Ok(orphan)) = reply.send(started) {
-                    // Nobody waits for it any more: a container that nobody knows of must not live.
-                    let member = shared.members.lock().get(&orphan.id).cloned();
-                    member.inspect(|member| shared.kill_directly(member));
-                }
+                shared.answer(reply, started);
             }
             (Some(Waiting::Request(reply)), answer) => {
                 let answer = match answer {
@@ -310,6 +330,34 @@ fn take(shared: &Arc<Shared>, keeper: u32, waiting: &mut HashMap<u64, Waiting>, 
 }
 
 impl Shared {
+    /// Answers a start.
+    fn answer(&self, starter: Starter, started: Result<Running, Refusal>) {
+        if let Err(Ok(orphan)) = starter.send(started) {
+            // Nobody waits for it any more: a container that nobody knows of must not live.
+            let member = self.members.lock().get(&orphan.id).cloned();
+            member.inspect(|member| self.kill_directly(member));
+        }
+    }
+
+    /// Answers the starts that a connection left unanswered, now that the keeper has said what it holds, or is dead.
+    fn answer_all(self: &Arc<Self>, unanswered: &mut Unanswered) {
+        for (id, starter) in unanswered.drain(..) {
+            let running = self.members.lock().get(&id).map(|one| one.running.clone());
+            match running {
+                Some(running) => self.answer(starter, Ok(running)),
+                None => drop(tokio::spawn(self.clone().refuse_when_dead(id, starter))),
+            }
+        }
+    }
+
+    async fn refuse_when_dead(self: Arc<Self>, id: ContainerId, starter: Starter) {
+        while let Err(error) = self.walls.end_unanswered(&id).await {
+            tracing::error!(%id, %error, "prove dead what the keeper may have started");
+            tokio::time::sleep(PROVE_AGAIN).await;
+        }
+        self.answer(starter, Err(keeper_gone()));
+    }
+
     fn running(&self) -> Vec<Running> {
         let members = self.members.lock();
         let mut running: Vec<_> = members
@@ -441,3 +489,6 @@ pub(super) fn explain(refusal: &KeeperRefusal) -> Refusal {
     };
     Refusal::new(code, message)
 }
+
+#[cfg(test)]
+mod tests;

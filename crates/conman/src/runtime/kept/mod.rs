@@ -105,6 +105,13 @@ pub(super) trait Walls: Send + Sync + 'static {
         std::future::ready(()).boxed()
     }
 
+    /// Ends what there may be of a container whose start the keeper has not answered and will not, and returns when
+    /// nothing of it is alive. One of [`How::Outside`] is [`Walls::abandon`]ed by whoever began it.
+    fn end_unanswered<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, std::io::Result<()>> {
+        let _ = id;
+        std::future::ready(Ok(())).boxed()
+    }
+
     /// How the program of a container ended that is proven dead.
     fn exit<'a>(&'a self, member: &'a Member) -> BoxFuture<'a, Exit> {
         member.said().boxed()

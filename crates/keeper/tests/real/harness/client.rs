@@ -111,6 +111,11 @@ impl Client {
         id
     }
 
+    /// The number of the last request.
+    pub(crate) fn asked(&self) -> u64 {
+        self.next - 1
+    }
+
     /// Takes one message, if the keeper is there.
     fn take(&mut self) -> Option<()> {
         let (bytes, fds) = receive(&self.socket)?;
