@@ -70,13 +70,26 @@ pub(super) fn open_store(common: &Common) -> Result<Reached, CannotStart> {
     Ok(Reached::new(store))
 }
 
-/// As many open files as this process may have: every session and every container needs some.
+/// How many open files the process's table has room for from the start.
+const OPEN_FILES_ROOM: u64 = 16_384;
+
+/// As many open files as this process may have: every session and every container needs some. Must be called before there are
+/// threads: a table that grows under several is exchanged only when no processor looks at the old one any more, and on a busy
+/// machine whoever opened the file waits for that for a second, and with it the tasks of its thread.
 pub(super) fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+    let room = limit
+        .maximum
+        .map_or(OPEN_FILES_ROOM, |maximum| maximum.min(OPEN_FILES_ROOM));
+    let last = i32::try_from(room).unwrap_or(i32::MAX).saturating_sub(1);
+    // The table keeps its size when the file is closed again. Where it cannot grow, it does later.
+    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last) {
+        tracing::debug!(%error, "no room for open files beforehand");
     }
 }
 
@@ -344,5 +357,21 @@ impl Signals {
             _ = self.interrupt.recv() => Wanted::Drain,
             _ = self.hang_up.recv() => Wanted::End,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_open_files_before_they_are_opened() {
+        raise_open_files();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let room = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        let room: u64 = room.unwrap().trim().parse().unwrap();
+        let wanted = limit.current.unwrap_or(u64::MAX).min(OPEN_FILES_ROOM);
+        assert!(room >= wanted, "{room} of {wanted}");
     }
 }

@@ -224,3 +224,17 @@ impl SocketNews {
         ready::watch(fd, Interest::READABLE)
     }
 }
+
+impl Drop for SocketNews {
+    /// The kernel lets whoever closes an inotify wait until nobody looks at its watches any more: on a busy machine for more than
+    /// a second. On a thread that carries tasks, renewals would wait with it.
+    fn drop(&mut self) {
+        let Some(inotify) = self.inotify.take().map(AsyncFd::into_inner) else {
+            return;
+        };
+        // Without a runtime the process is at its end.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(inotify));
+        }
+    }
+}
