@@ -223,7 +223,7 @@ class Member:
             "--advertise-client-urls", f"https://{self.address}:2379", "--listen-peer-urls",
             f"https://{self.address}:2380", "--initial-advertise-peer-urls", f"https://{self.address}:2380",
             "--initial-cluster", fleet.cluster(), "--initial-cluster-state", state, "--heartbeat-interval", "50",
-            "--election-timeout", "500", "--auto-compaction-mode", "periodic", "--auto-compaction-retention", "10m",
+            "--election-timeout", "500", "--pre-vote", "--auto-compaction-mode", "periodic", "--auto-compaction-retention", "10m",
             "--listen-metrics-urls", "http://127.0.0.1:2381", "--logger", "zap", "--log-level", "warn", *tls)
 
 

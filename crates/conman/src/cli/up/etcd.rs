@@ -154,6 +154,8 @@ impl Etcd {
         let milliseconds = |time: Duration| time.as_millis().to_string();
         command.args(["--heartbeat-interval", &milliseconds(HEARTBEAT)]);
         command.args(["--election-timeout", &milliseconds(ELECTION)]);
+        // A member that was cut off or stopped does not disturb a leader that is well when it is back.
+        command.arg("--pre-vote");
         command.args(["--auto-compaction-mode", "periodic"]);
         command.args(["--auto-compaction-retention", RETENTION]);
         command.args(["--logger", "zap", "--log-level", "warn"]);
