@@ -124,6 +124,10 @@ pub const PREEMPTION_NOTICE: Duration = Duration::from_secs(30);
 /// down, the keeper, the engines and the network are stopped only after it.
 pub const STOP_MAX: Duration = Duration::from_secs(14);
 
+/// How long a gateway that stops waits for the answers to the requests that it has taken: a repl that moves because its host
+/// was lost takes less.
+pub const STOP_ANSWERS_MAX: Duration = Duration::from_secs(5);
+
 /// How long a claim may take with all its tries before it counts as stuck: longer than the store's own patience.
 pub const CLAIM_STUCK_AFTER: Duration = Duration::from_secs(8);
 
@@ -185,6 +189,10 @@ const _: () = assert!(FAST.hold.as_millis() + KILL_BOUND.as_millis() < DRAIN_RES
 const _: () = assert!(
     DRAIN_TELL_MAX.as_millis() + DRAIN_RESERVE.as_millis() < STOP_MAX.as_millis()
         && STOP_MAX.as_millis() * 2 < PREEMPTION_NOTICE.as_millis()
+);
+const _: () = assert!(
+    STOP_ANSWERS_MAX.as_millis() > FAST.steal.as_millis() + 1_000
+        && STOP_MAX.as_millis() + STOP_ANSWERS_MAX.as_millis() < PREEMPTION_NOTICE.as_millis()
 );
 // What is slow because others are must not be held to be stuck.
 const _: () = assert!(

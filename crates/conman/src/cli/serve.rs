@@ -9,11 +9,12 @@
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keeper::manager::{Manager, Word};
 use model::id::Incarnation;
-use model::timing::{PARK_MAX, STOP_MAX};
+use model::timing::{PARK_MAX, STOP_ANSWERS_MAX, STOP_MAX};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -138,9 +139,10 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
     let dialer = Dialer::new(identity.clone());
     let store = open_store(&node.common)?;
     let _watched = watch_over(&store);
-    let stop = CancellationToken::new();
+    let (gateway_stop, host_stop) = (gateway::Stop::default(), CancellationToken::new());
     let stopping = CancellationToken::new();
     let mut roles = tokio::task::JoinSet::new();
+    let mut gateway = None;
     let mut known = Roles {
         dialer: dialer.clone(),
         ..Roles::default()
@@ -159,20 +161,29 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
             identity,
             preemptor: None,
         };
-        roles.spawn(gateway_role(&node.common, listener, &store, ways, &stop)?);
+        let role = gateway_role(&node.common, listener, &store, ways, &gateway_stop)?;
+        gateway = Some(roles.spawn(role).id());
     }
     if let Some(host) = &node.host {
         let (registration, registered) = watch::channel(None);
         known.host = Some((host.address.clone(), registered));
-        let role = host_role(&node.common, host, &store, &dialer, registration, &stop)?;
+        let role = host_role(
+            &node.common,
+            host,
+            &store,
+            &dialer,
+            registration,
+            &host_stop,
+        )?;
         roles.spawn(role);
     }
     if let Some(manager) = &manager {
         let stopping = stopping.clone();
         tokio::spawn(service::inform(manager.clone(), known, stopping));
     }
-    tokio::select! {
+    let asked = tokio::select! {
         wanted = signals.next() => {
+            let asked = Instant::now();
             if let Some(manager) = &manager {
                 manager.tell(&Word::Stopping);
                 stopping.cancel();
@@ -183,6 +194,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
                     _ = signals.next() => tracing::warn!("asked again: ending before the drain has"),
                 }
             }
+            asked
         }
         // None of them ends unasked: it has failed, and the node with it.
         ended = roles.join_next() => {
@@ -192,12 +204,29 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
                 Some(Ok(Ok(()))) | None => Ok(Exit::Done),
             };
         }
+    };
+    // Meanwhile the host renews. What a drain has used up is gone from the time that a stop may take.
+    gateway_stop.ask(STOP_ANSWERS_MAX.min(STOP_MAX.saturating_sub(asked.elapsed())));
+    if gateway.is_none() {
+        host_stop.cancel();
     }
-    stop.cancel();
-    while let Some(ended) = roles.join_next().await {
-        ended.context("a role panicked")??;
+    loop {
+        let ended = tokio::select! {
+            ended = roles.join_next_with_id() => ended,
+            _ = signals.next() => {
+                gateway_stop.ask(Duration::ZERO);
+                continue;
+            }
+        };
+        let Some(ended) = ended else {
+            return Ok(Exit::Done);
+        };
+        let (role, ended) = ended.context("a role panicked")?;
+        ended?;
+        if gateway == Some(role) {
+            host_stop.cancel();
+        }
     }
-    Ok(Exit::Done)
 }
 
 /// Has the store's state known also where nobody asks it anything, until what comes back is dropped.
@@ -254,7 +283,7 @@ pub(super) fn gateway_role(
     listener: TcpListener,
     store: &Reached,
     ways: Ways,
-    stop: &CancellationToken,
+    stop: &gateway::Stop,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let listener = tokio::net::TcpListener::from_std(listener).context("listen")?;
     let mut registry = Registry::default();

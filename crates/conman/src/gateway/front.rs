@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
+use futures_util::future::FutureExt;
 use http::{HeaderMap, Request, header};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
@@ -19,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 use super::pool::Server;
-use super::{Gateway, api, proxy};
+use super::{Gateway, Stop, api, proxy};
 use crate::node::{Arrival, Stream};
 
 /// The most that all of a request's headers may have.
@@ -28,16 +29,57 @@ const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_BUFFER_BYTES: usize = 4 * HEADERS_BYTES_MAX;
 /// How long a client may take to send its headers.
 const HEADERS_PATIENCE: Duration = Duration::from_secs(15);
-/// How long what is under way may take once the gateway stops.
+/// How long what needs no answer any more may take once the gateway stops: bodies, and sessions without an end.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
-pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: CancellationToken) {
+/// How many connections at the most wait to be accepted.
+const BACKLOG_MAX: usize = 4_096;
+
+/// Who is here, to be waited for when the gateway stops.
+#[derive(Default)]
+struct Guests {
+    /// The connections.
+    clients: TaskTracker,
+    /// The requests that have no answer yet, and the connections that have had no request yet.
+    unanswered: TaskTracker,
+}
+
+impl Guests {
+    fn admit(
+        &self,
+        gateway: &Arc<Gateway>,
+        router: &Router,
+        stream: TcpStream,
+        client: SocketAddr,
+        stop: &Stop,
+    ) {
+        let (gateway, router, stop) = (gateway.clone(), router.clone(), stop.asked.clone());
+        let unanswered = self.unanswered.clone();
+        self.clients.spawn(serve_client(
+            gateway, router, stream, client, unanswered, stop,
+        ));
+    }
+
+    /// Nobody who was let in is sent away without an answer. Sessions without an end (shells, WebSockets) would hold
+    /// this up for ever: they have their moment.
+    async fn leave(self, stop: &Stop) {
+        self.unanswered.close();
+        tokio::select! {
+            () = self.unanswered.wait() => {}
+            () = stop.over.cancelled() => {}
+        }
+        self.clients.close();
+        let _ = tokio::time::timeout(STOP_GRACE, self.clients.wait()).await;
+    }
+}
+
+pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: Stop) {
     let router = api::router(gateway.clone());
-    let clients = TaskTracker::new();
+    let guests = Guests::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
+            () = stop.asked.cancelled() => break,
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
@@ -48,14 +90,17 @@ pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: Ca
                 continue;
             }
         };
-        let stop = stop.clone();
-        let (gateway, router) = (gateway.clone(), router.clone());
-        clients.spawn(serve_client(gateway, router, stream, client, stop));
+        guests.admit(&gateway, &router, stream, client, &stop);
+    }
+    // Whom the kernel has let in already would be cut off by the listener's end.
+    for _ in 0..BACKLOG_MAX {
+        let Some(Ok((stream, client))) = listener.accept().now_or_never() else {
+            break;
+        };
+        guests.admit(&gateway, &router, stream, client, &stop);
     }
     drop(listener);
-    // Sessions without an end (shells, WebSockets) would hold this up for ever: they have their moment.
-    clients.close();
-    let _ = tokio::time::timeout(STOP_GRACE, clients.wait()).await;
+    guests.leave(&stop).await;
 }
 
 async fn serve_client(
@@ -63,8 +108,10 @@ async fn serve_client(
     router: Router,
     stream: TcpStream,
     client: SocketAddr,
+    unanswered: TaskTracker,
     stop: CancellationToken,
 ) {
+    let newcomer = unanswered.token();
     // Without it small answers wait for the client's acknowledgement of earlier ones.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a client that is gone already");
@@ -78,9 +125,14 @@ async fn serve_client(
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%error, "a client without a certificate of the fleet"),
     };
+    let asked = CancellationToken::new();
+    let first_asked = asked.clone();
     let service = service_fn(move |request| {
         let (gateway, router) = (gateway.clone(), router.clone());
+        let waits = unanswered.token();
+        asked.cancel();
         async move {
+            let _waits = waits;
             Ok::<_, Infallible>(match aim(&gateway.config.domain, &request) {
                 Ok(Aim::Repl(server)) => proxy::handle(&gateway, server, request, client).await,
                 Ok(Aim::Api) => match TowerToHyperService::new(router).call(request).await {
@@ -100,7 +152,8 @@ async fn serve_client(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = may_go(stop, first_asked) => {
+            drop(newcomer);
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -108,6 +161,13 @@ async fn serve_client(
     if let Err(error) = ended {
         tracing::debug!(%error, "a client's connection ended");
     }
+}
+
+/// Until a client's connection may be closed where it is idle: the gateway stops, and the request that the client connected for,
+/// which may be on its way, is here.
+async fn may_go(stop: CancellationToken, asked: CancellationToken) {
+    stop.cancelled().await;
+    let _ = tokio::time::timeout(STOP_GRACE, asked.cancelled()).await;
 }
 
 /// What a request is for.

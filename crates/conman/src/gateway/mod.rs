@@ -109,7 +109,27 @@ impl Gateway {
     }
 }
 
-/// Serves until `stop` is cancelled; then takes nothing new and gives what is under way a moment to end.
+/// How a gateway is told to end.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    asked: CancellationToken,
+    over: CancellationToken,
+}
+
+impl Stop {
+    /// Take nothing new, and for so long give answers to what was taken before. Must be called within tokio.
+    pub fn ask(&self, patience: Duration) {
+        self.asked.cancel();
+        let over = self.over.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            over.cancel();
+        });
+    }
+}
+
+/// Serves until it is asked to stop; then takes nothing new, answers what is under way, and gives sessions without an end a
+/// moment.
 ///
 /// # Errors
 /// When the session log cannot be opened, or the store cannot be used at all.
@@ -119,7 +139,7 @@ pub async fn serve(
     listener: TcpListener,
     metrics: GatewayMetrics,
     render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    stop: CancellationToken,
+    stop: Stop,
 ) -> anyhow::Result<()> {
     let log = SessionLog::open(config.session_log.as_deref())?;
     let fleet = Fleet::follow(store.clone()).await?;

@@ -38,7 +38,7 @@ pub(crate) struct Fleet {
     pub(crate) store: Memory,
     /// The gateway's handle: may be told to misbehave.
     pub(crate) gateway_store: Memory,
-    stop: CancellationToken,
+    pub(crate) gateway_stop: gateway::Stop,
     gateway: tokio::task::JoinHandle<anyhow::Result<()>>,
     _stop: DropGuard,
 }
@@ -127,13 +127,14 @@ impl Fleet {
             identity: None,
         };
         let metrics = GatewayMetrics::register(&mut registry);
+        let gateway_stop = gateway::Stop::default();
         let gateway = tokio::spawn(gateway::serve(
             config,
             Arc::new(gateway_store.clone()),
             listener,
             metrics,
             render(registry),
-            stop.clone(),
+            gateway_stop.clone(),
         ));
         Self {
             address,
@@ -141,7 +142,7 @@ impl Fleet {
             fakes,
             store,
             gateway_store,
-            stop: stop.clone(),
+            gateway_stop,
             gateway,
             _stop: stop.drop_guard(),
         }
@@ -234,9 +235,13 @@ impl Fleet {
         assert_eq!(self.metric("conman_sessions_parked").await, Some(0.0));
     }
 
+    pub(crate) fn has_gateway_ended(&self) -> bool {
+        self.gateway.is_finished()
+    }
+
     /// Stops the gateway, which ends its log, and reads the log.
     pub(crate) async fn session_log(self) -> Vec<Value> {
-        self.stop.cancel();
+        self.gateway_stop.ask(Duration::ZERO);
         tokio::time::timeout(PATIENCE, self.gateway)
             .await
             .expect("the gateway stops")

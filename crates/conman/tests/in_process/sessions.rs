@@ -2,8 +2,10 @@
 
 use conman::store::memory::{Calls, Misbehaviour};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::fleet::{Fleet, request, text};
+use crate::fleet::{Fleet, PATIENCE, request, text};
 
 #[tokio::test]
 async fn a_request_starts_its_repl_and_is_answered_by_it() {
@@ -103,4 +105,46 @@ async fn a_repl_that_was_reached_before_needs_no_store() {
     // A port of its own: no connection to it is kept from the first request.
     let (status, body) = fleet.send("GET", "8000-blue.localhost", "/", "").await;
     assert_eq!((status, body.starts_with("blue@")), (200, true), "{body}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_answers_what_it_has_taken() {
+    let fleet = Fleet::start(1).await;
+    fleet.create("blue").await;
+    fleet.fakes[0].hold_starts();
+    let mut client = fleet.connect().await;
+    let asked = client.send_request(request("GET", "blue.localhost", "/", ""));
+    let mut answer = tokio::spawn(asked);
+    while fleet.metric("conman_sessions_parked").await != Some(1.0) {}
+    fleet.gateway_stop.ask(PATIENCE);
+    // Longer than those have whom nobody owes an answer.
+    let longer = std::time::Duration::from_millis(700);
+    let early = tokio::time::timeout(longer, &mut answer).await;
+    assert!(early.is_err() && !fleet.has_gateway_ended(), "{early:?}");
+    assert!(TcpStream::connect(fleet.address).await.is_err());
+    fleet.fakes[0].open_starts();
+    let answer = answer.await.unwrap().unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(text(answer).await.starts_with("blue@"));
+    assert_eq!(fleet.session_log().await[0]["outcome"], "ok");
+}
+
+#[tokio::test]
+async fn whoever_connected_before_the_stop_is_answered() {
+    let fleet = Fleet::start(1).await;
+    fleet.create("blue").await;
+    let mut clients = vec![];
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(fleet.address).await.unwrap();
+        let asked = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        stream.write_all(asked).await.unwrap();
+        clients.push(stream);
+    }
+    fleet.gateway_stop.ask(PATIENCE);
+    for mut stream in clients {
+        let mut answer = String::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+        read.expect("an answer and the end in time").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
 }

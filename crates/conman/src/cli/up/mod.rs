@@ -32,7 +32,6 @@ use model::keys;
 use model::timing::STORE_RETRY;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use self::etcd::Etcd;
 use self::fleet::{Fleet, Order};
@@ -43,7 +42,7 @@ use super::serve::{
     Ways, gateway_role, listen_on, open_store, raise_open_files, runtime_options, watch_over,
 };
 use crate::config::{self, Common, Host, RuntimeKind, Up, host_name};
-use crate::gateway::Preemptor;
+use crate::gateway::{self, Preemptor};
 use crate::host::Notices;
 use crate::node::Address;
 use crate::runtime;
@@ -114,7 +113,7 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     let mut fleet =
         Fleet::start(up.clone()).map_err(|error| CannotStart(format!("start a host: {error}")))?;
     let (orders, mut ordered) = mpsc::channel(16);
-    let stop = CancellationToken::new();
+    let stop = gateway::Stop::default();
     let ways = Ways {
         preemptor: Some(Arc::new(Drills { orders })),
         ..Ways::default()
@@ -136,7 +135,7 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
         error = say_ready(&store, &up, address) => Err(error),
     };
     // Its sessions have a moment to end while the containers are killed.
-    stop.cancel();
+    stop.ask(Duration::ZERO);
     let hosts = fleet.stop().await;
     let common = up.common.clone();
     tokio::task::spawn_blocking(move || {
