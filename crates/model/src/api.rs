@@ -58,6 +58,10 @@ refusal_codes! {
     BodyTooLarge = "body_too_large", 413, Client;
     /// The headers are larger than allowed.
     HeadersTooLarge = "headers_too_large", 431, Client;
+    /// A page of another origin had its browser send this.
+    CrossOrigin = "cross_origin", 403, Client;
+    /// The name that the request was sent to is neither the API's nor a repl's.
+    UnknownName = "unknown_name", 421, Client;
     /// No such path.
     NotFound = "not_found", 404, Client;
     /// The path exists, the method does not.

@@ -293,6 +293,7 @@ pub(super) fn gateway_role(
     registry.register_collector(tracker.collector());
     let config = gateway::Config {
         domain: DOMAIN.to_owned(),
+        api_names: common.gateway.api_names.clone(),
         park: PARK_MAX,
         session_log: Some(common.session_log.clone()),
         stuck: Arc::new(move |worst| tracker.view().json(worst)),

@@ -65,6 +65,7 @@ file! {
     witness: PathBuf,
     cgroup: PathBuf,
     session_log: PathBuf,
+    api_names: TextList,
     drain_grace: String,
     preemption_grace: String,
     log: String,
@@ -142,6 +143,8 @@ keys! {
         cgroup: PathBuf = "CONMAN_CGROUP", "PATH";
         /// Where each attempt to reach a repl is logged [default: sessions.ndjson in the state directory]
         session_log: PathBuf = "CONMAN_SESSION_LOG", "FILE";
+        /// Names of the API and the console, with commas, besides localhost and addresses: browsers reach it by no other
+        api_names: TextList = "CONMAN_API_NAMES", "NAMES";
         /// From SIGTERM to SIGKILL when a host is drained by an operator [default: 10s]
         drain_grace: String = "CONMAN_DRAIN_GRACE", "DURATION";
         /// From SIGTERM to SIGKILL when a host is drained because its machine is about to be gone [default: 0s]

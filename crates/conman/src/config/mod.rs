@@ -9,6 +9,7 @@
 //! exist is wrong too, in the file and among the variables.
 
 mod docker;
+mod gateway;
 mod identity;
 mod keeper;
 mod keys;
@@ -25,6 +26,8 @@ use std::time::Duration;
 use model::id::{HostId, NameError};
 use model::timing::{DRAIN_RESERVE, PREEMPTION_NOTICE};
 
+pub use self::gateway::Gateway;
+use self::gateway::GatewayKeys;
 use self::identity::IdentityKeys;
 pub use self::identity::load_identity;
 pub use self::keeper::{Keeper, KeeperKeys};
@@ -141,6 +144,8 @@ pub struct Common {
     pub cgroup: Option<PathBuf>,
     /// Where the gateway writes a line for every attempt.
     pub session_log: PathBuf,
+    /// Whom the gateway serves, and as whom.
+    pub gateway: Gateway,
     /// How hosts are emptied.
     pub drains: Drains,
     /// What is logged.
@@ -315,6 +320,9 @@ impl Common {
             network: keys.docker_network,
             pull: keys.docker_pull,
         };
+        let gateway = GatewayKeys {
+            api_names: keys.api_names,
+        };
         let log = keys.log.unwrap_or_else(|| "info".into());
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
             return Err(bad("log", format!("{log:?} is no filter: {error}")));
@@ -333,6 +341,7 @@ impl Common {
             store: store.resolve(file.store.as_ref(), &state)?,
             workspaces: below("workspaces", keys.workspaces, "workspaces")?,
             session_log: below("session_log", keys.session_log, "sessions.ndjson")?,
+            gateway: gateway.resolve()?,
             state,
             runtime: keys.runtime.unwrap_or_default(),
             docker: docker.resolve(surroundings)?,

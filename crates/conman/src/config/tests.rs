@@ -58,6 +58,10 @@ fn what_is_wrong_is_named_by_its_key() {
             "listen = 'here'",
             "listen: \"here\" is not an IP address with a port",
         ),
+        (
+            "api_names = ['fleet.example', 'http://a:80']",
+            "api_names: \"http://a:80\" is not a name without a port, as in fleet.example (set by --api-names, ",
+        ),
         ("drain_grace = 'soon'", "drain_grace: "),
         (
             "preemption_grace = '30s'",

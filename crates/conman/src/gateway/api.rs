@@ -46,7 +46,12 @@ pub(super) struct Route {
 }
 
 /// What any request may be refused for, before it comes to its operation.
-pub(super) const ANY: &[RefusalCode] = &[RefusalCode::BadRequest, RefusalCode::HeadersTooLarge];
+pub(super) const ANY: &[RefusalCode] = &[
+    RefusalCode::BadRequest,
+    RefusalCode::HeadersTooLarge,
+    RefusalCode::CrossOrigin,
+    RefusalCode::UnknownName,
+];
 /// An operation on one repl.
 const REPL: &[RefusalCode] = &[
     RefusalCode::BadId,

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 use super::pool::Server;
-use super::{Gateway, Stop, api, proxy};
+use super::{Config, Gateway, Stop, api, origin, proxy};
 use crate::node::{Arrival, Stream};
 
 /// The most that all of a request's headers may have.
@@ -133,12 +133,14 @@ async fn serve_client(
         asked.cancel();
         async move {
             let _waits = waits;
-            Ok::<_, Infallible>(match aim(&gateway.config.domain, &request) {
+            Ok::<_, Infallible>(match aim(&gateway.config, &request) {
                 Ok(Aim::Repl(server)) => proxy::handle(&gateway, server, request, client).await,
-                Ok(Aim::Api) => match TowerToHyperService::new(router).call(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                },
+                Ok(Aim::Api) => {
+                    let answered = TowerToHyperService::new(router).call(request).await;
+                    let mut response = answered.unwrap_or_else(|never| match never {});
+                    origin::seclude(response.headers_mut());
+                    response
+                }
                 Err(refusal) => ApiError(refusal).into_response(),
             })
         }
@@ -177,7 +179,7 @@ enum Aim {
     Api,
 }
 
-fn aim(domain: &str, request: &Request<Incoming>) -> Result<Aim, Refusal> {
+fn aim(config: &Config, request: &Request<Incoming>) -> Result<Aim, Refusal> {
     let headers = request.headers();
     if headers_bytes(headers) > HEADERS_BYTES_MAX {
         return Err(Refusal::new(
@@ -185,22 +187,48 @@ fn aim(domain: &str, request: &Request<Incoming>) -> Result<Aim, Refusal> {
             format!("the headers have more than {HEADERS_BYTES_MAX} bytes"),
         ));
     }
-    let host = match request.uri().authority() {
-        Some(authority) => authority.as_str(),
-        None => match headers.get(header::HOST).map(|host| host.to_str()) {
-            Some(Ok(host)) => host,
-            _ => {
-                return Err(Refusal::new(
-                    RefusalCode::BadRequest,
-                    "the request has no Host header that can be read",
-                ));
-            }
-        },
-    };
-    aim_at(domain, host)
+    let host = host_of(request)?;
+    let name = name_of(host);
+    let aim = aim_at(&config.domain, &name)?;
+    if aim == Aim::Api {
+        let is_own = origin::is_own_name(&name, &config.domain, &config.api_names);
+        if !is_own && !is_for_any_name(request.uri().path()) {
+            return Err(origin::unknown_name(&name));
+        }
+        origin::check(host, request.method(), headers)?;
+    }
+    Ok(aim)
 }
 
-fn aim_at(domain: &str, host: &str) -> Result<Aim, Refusal> {
+/// Whoever balances the load or scrapes asks by a machine's name, and what it is told names nobody.
+fn is_for_any_name(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/metrics")
+}
+
+/// Whom a request is for, by its one `Host`.
+fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
+    let mut given = request.headers().get_all(header::HOST).iter();
+    let (first, second) = (given.next(), given.next());
+    if second.is_some() {
+        return Err(Refusal::new(
+            RefusalCode::BadRequest,
+            "the request has more than one Host header",
+        ));
+    }
+    if let Some(authority) = request.uri().authority() {
+        return Ok(authority.as_str());
+    }
+    match first.map(|host| host.to_str()) {
+        Some(Ok(host)) => Ok(host),
+        _ => Err(Refusal::new(
+            RefusalCode::BadRequest,
+            "the request has no Host header that can be read",
+        )),
+    }
+}
+
+/// A host without its port, in lower case.
+fn name_of(host: &str) -> String {
     let name = host.rsplit_once(':').map_or(host, |(name, port)| {
         if port.bytes().all(|byte| byte.is_ascii_digit()) {
             name
@@ -208,7 +236,10 @@ fn aim_at(domain: &str, host: &str) -> Result<Aim, Refusal> {
             host
         }
     });
-    let name = name.to_ascii_lowercase();
+    name.to_ascii_lowercase()
+}
+
+fn aim_at(domain: &str, name: &str) -> Result<Aim, Refusal> {
     let Some(label) = name
         .strip_suffix(domain)
         .and_then(|rest| rest.strip_suffix('.'))
@@ -257,7 +288,7 @@ mod tests {
     use super::*;
 
     fn aimed(host: &str) -> String {
-        match aim_at("localhost", host) {
+        match aim_at("localhost", &name_of(host)) {
             Ok(Aim::Api) => "api".to_owned(),
             Ok(Aim::Repl(server)) => format!("{} {:?}", server.repl, server.port),
             Err(refusal) => refusal.to_string(),

@@ -22,6 +22,7 @@ mod front;
 mod metrics;
 mod node_client;
 mod open;
+mod origin;
 mod page;
 mod pool;
 mod proxy;
@@ -64,6 +65,8 @@ pub type Stuck = Arc<dyn Fn(usize) -> serde_json::Value + Send + Sync>;
 pub struct Config {
     /// `<repl>.<domain>` leads to a repl.
     pub domain: String,
+    /// The API's own names, besides addresses, `localhost` and the domain.
+    pub api_names: Vec<String>,
     /// How long a request waits for a repl that cannot be reached yet.
     pub park: Duration,
     /// Where each attempt's line goes; `None` for nowhere.

@@ -118,6 +118,7 @@ impl Fleet {
         let mut registry = Registry::default();
         let config = gateway::Config {
             domain: "localhost".into(),
+            api_names: vec!["fleet.example".into()],
             park: setup.park,
             session_log: Some(directory.path().join("sessions.ndjson")),
             stuck: Arc::new(|worst| serde_json::json!({ "worst": worst })),

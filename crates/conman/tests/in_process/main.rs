@@ -5,6 +5,7 @@
 mod bad_input;
 mod document;
 mod fleet;
+mod origin;
 mod page;
 mod proxy;
 mod schema;
