@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod docker;
 mod exchange;
+mod faults;
 pub mod fd;
 pub mod gateway;
 pub mod host;

@@ -75,6 +75,7 @@ impl Fleet {
             notices: host::Notices::default(),
             dialer: Dialer::default(),
             operations: Operations::default(),
+            fences: host::Fences::default(),
         };
         let stop = CancellationToken::new();
         let mut registry = prometheus_client::registry::Registry::default();

@@ -26,6 +26,8 @@ pub enum Word<'a> {
     Ready,
     /// It still works.
     Alive,
+    /// It hangs, and is to be ended now rather than when its signs of life are missed.
+    Hangs,
     /// It ends, in order.
     Stopping,
     /// A line for people.
@@ -33,10 +35,12 @@ pub enum Word<'a> {
 }
 
 impl Word<'_> {
-    fn text(&self) -> String {
+    /// As it is sent.
+    pub fn text(&self) -> String {
         match self {
             Word::Ready => "READY=1".to_owned(),
             Word::Alive => "WATCHDOG=1".to_owned(),
+            Word::Hangs => "WATCHDOG=trigger".to_owned(),
             Word::Stopping => "STOPPING=1".to_owned(),
             // One line: a second one would be another assignment.
             Word::Status(status) => format!("STATUS={}", status.replace('\n', " ")),
@@ -158,6 +162,7 @@ mod tests {
         for (word, text) in [
             (Word::Ready, "READY=1"),
             (Word::Alive, "WATCHDOG=1"),
+            (Word::Hangs, "WATCHDOG=trigger"),
             (Word::Stopping, "STOPPING=1"),
             (Word::Status("two\nlines"), "STATUS=two lines"),
         ] {

@@ -143,6 +143,24 @@ pub const RELEASE_STUCK_AFTER: Duration = Duration::from_secs(8);
 /// By how much what has a patience of its own (a parked session, a command with a timeout) may outlast it.
 pub const OVERRUN_STUCK_AFTER: Duration = Duration::from_secs(5);
 
+/// How often the watchdog looks at what is under way.
+pub const WATCHDOG_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long each one in a circle must have waited before the circle is held to be one.
+pub const WATCHDOG_CIRCLE_AFTER: Duration = Duration::from_secs(2);
+
+/// How long what was told to end may take before its repl is fenced.
+pub const WATCHDOG_FENCE_AFTER: Duration = Duration::from_secs(2);
+
+/// From there until the process is given up.
+pub const WATCHDOG_RESTART_AFTER: Duration = Duration::from_secs(3);
+
+/// How long a process may give no sign of life, or hide what it is at, before it is given up.
+pub const WATCHDOG_SILENCE_MAX: Duration = Duration::from_secs(6);
+
+/// How long the watchdog itself may not have looked before nobody believes in it any more.
+pub const WATCHDOG_ABSENT_MAX: Duration = Duration::from_secs(5);
+
 impl Timing {
     /// Whether the order that the invariant rests on holds. Every profile is checked at compile time,
     /// every configured one at start.
@@ -199,4 +217,10 @@ const _: () = assert!(
     STORE_REQUEST_MAX.as_millis() < CLAIM_STUCK_AFTER.as_millis()
         && STORE_REQUEST_MAX.as_millis() < RELEASE_STUCK_AFTER.as_millis()
         && KILL_BOUND.as_millis() * 10 <= KILL_STUCK_AFTER.as_millis()
+);
+// What hangs is found within 5 s of its deadline, and its repl is of use again 10 s later: there is time for a start.
+const _: () = assert!(
+    WATCHDOG_LOOK_EVERY.as_millis() * 2 + WATCHDOG_CIRCLE_AFTER.as_millis() <= 5_000
+        && WATCHDOG_FENCE_AFTER.as_millis() + WATCHDOG_RESTART_AFTER.as_millis() <= 6_000
+        && WATCHDOG_SILENCE_MAX.as_millis() <= 6_000
 );

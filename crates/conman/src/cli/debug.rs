@@ -77,16 +77,14 @@ fn row(process: &Report, operation: &OperationReport) -> Vec<(String, Mood)> {
 /// What a table has no room for: where each overdue operation waits, and who does not answer.
 fn explained(found: &FleetReport) -> Vec<String> {
     let mut texts = vec![];
+    let mut told = vec![];
     for process in &found.processes {
-        for operation in process.operations.iter().filter(|one| one.overdue) {
-            if let Some(awaits) = &operation.awaits {
-                texts.push(format!("\n{}: {}", place(process), awaits.trim_end()));
-            }
+        texts.extend(of(process, process.operations_in_words()));
+        // A gateway and a host may be one process.
+        if !told.contains(&process.pid) {
+            told.push(process.pid);
+            texts.extend(of(process, process.process_in_words()));
         }
-    }
-    for process in &found.processes {
-        let locks = process.locks.iter();
-        texts.extend(locks.map(|lock| format!("\n{}: {lock}", place(process))));
     }
     for host in &found.unreachable {
         texts.push(format!(
@@ -94,6 +92,13 @@ fn explained(found: &FleetReport) -> Vec<String> {
         ));
     }
     texts
+}
+
+fn of(process: &Report, texts: Vec<String>) -> impl Iterator<Item = String> {
+    let place = place(process);
+    texts
+        .into_iter()
+        .map(move |text| format!("\n{place}: {text}"))
 }
 
 #[cfg(test)]
@@ -140,6 +145,8 @@ mod tests {
                     since_ms: 4_000,
                 }],
             }],
+            circles: vec!["one waits for itself".into()],
+            threads: vec![],
         };
         let words = |at: usize| -> Vec<String> {
             let row = row(&process, &process.operations[at]);
@@ -153,7 +160,9 @@ mod tests {
             unreachable: vec!["host-2".into()],
         };
         let expected = [
-            "\nhost-1: claim a [9.000s]\n  store [8.999s]",
+            "\nhost-1: claim a is at store for 8999 ms, 9000 ms after it began, and had 8000 ms (thread 7)\n\
+             claim a [9.000s]\n  store [8.999s]",
+            "\nhost-1: circle: one waits for itself",
             "\nhost-1: lock of the containers: held by start b@3 (thread 7, task 12, 5000 ms); \
              no operation (thread 8, 4000 ms) waits",
             "\nhost-2 does not answer: look into its log for what its watchdog has found",

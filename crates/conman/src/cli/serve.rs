@@ -25,7 +25,7 @@ use super::exit::{CannotStart, Exit};
 use super::service::{self, Roles};
 use crate::config::{self, Common, RuntimeKind};
 use crate::gateway::{self, GatewayMetrics, Preemptor};
-use crate::host::{self, HostMetrics};
+use crate::host::{self, Fences, HostMetrics};
 use crate::node::{Address, Dialer, Identity};
 use crate::runtime::{self, Kept, RuntimeOptions};
 use crate::store::Store;
@@ -34,6 +34,7 @@ use crate::store::reach::Reached;
 use crate::store::sqlite::Sqlite;
 use crate::telemetry::operations::Operations;
 use crate::telemetry::rendering;
+use crate::telemetry::watchdog::{Restart, Watchdog, Watched};
 use crate::tracker::Tracker;
 
 /// `<repl>.localhost` leads to a repl: browsers take every name below it for this machine.
@@ -122,9 +123,7 @@ pub(super) fn run(node: config::Node, member: Membership) -> anyhow::Result<Exit
         .enable_all()
         .build()
         .context("start tokio")?;
-    // The one of a fleet's supervisor is not meant for its processes.
-    let manager = Manager::of_process().filter(|_| member == Membership::Alone);
-    runtime.block_on(serve(node, manager.map(Arc::new)))
+    runtime.block_on(serve(node, Manager::of_process().map(Arc::new)))
 }
 
 async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Result<Exit> {
@@ -136,6 +135,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         Some(files) => Some(Arc::new(config::load_identity(files.clone())?)),
         None => None,
     };
+    crate::faults::begin(state);
     let dialer = Dialer::new(identity.clone());
     let store = open_store(&node.common)?;
     let _watched = watch_over(&store);
@@ -147,6 +147,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         dialer: dialer.clone(),
         ..Roles::default()
     };
+    let mut watched = vec![];
     if let Some(listen) = node.listen {
         let listener = listen_on(listen, "--listen")?;
         let address = listener.local_addr().context("look at the port")?;
@@ -159,24 +160,27 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         let ways = Ways {
             dialer: dialer.clone(),
             identity,
-            preemptor: None,
+            ..Ways::default()
         };
+        watched.push(ways.watched());
         let role = gateway_role(&node.common, listener, &store, ways, &gateway_stop)?;
         gateway = Some(roles.spawn(role).id());
     }
     if let Some(host) = &node.host {
         let (registration, registered) = watch::channel(None);
         known.host = Some((host.address.clone(), registered));
-        let role = host_role(
-            &node.common,
-            host,
-            &store,
-            &dialer,
+        let ties = Ties {
+            dialer: dialer.clone(),
+            operations: Operations::default(),
+            fences: Fences::default(),
             registration,
-            &host_stop,
-        )?;
-        roles.spawn(role);
+        };
+        watched.push(ties.watched(host));
+        roles.spawn(host_role(&node.common, host, &store, ties, &host_stop)?);
     }
+    let watchdog =
+        Watchdog::start(watched, restart_by(manager.as_ref())).context("start the watchdog")?;
+    known.verdict = Some(watchdog.verdict());
     if let Some(manager) = &manager {
         let stopping = stopping.clone();
         tokio::spawn(service::inform(manager.clone(), known, stopping));
@@ -188,6 +192,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
                 manager.tell(&Word::Stopping);
                 stopping.cancel();
             }
+            watchdog.spare();
             if let (Wanted::Drain, Some(host)) = (wanted, &node.host) {
                 tokio::select! {
                     () = drain(&dialer, host) => {}
@@ -235,12 +240,37 @@ pub(super) fn watch_over(store: &Reached) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move { store.watch_over().await }))
 }
 
+/// How a watchdog has the process started again, if there is somebody who would.
+fn restart_by(manager: Option<&Arc<Manager>>) -> Option<Restart> {
+    let manager = manager.filter(|manager| manager.beat_every().is_some())?;
+    let manager = manager.clone();
+    Some(Box::new(move || manager.tell(&Word::Hangs)))
+}
+
+/// What a host is tied to.
+struct Ties {
+    dialer: Dialer,
+    operations: Operations,
+    fences: Fences,
+    registration: watch::Sender<Option<Incarnation>>,
+}
+
+impl Ties {
+    fn watched(&self, host: &config::Host) -> Watched {
+        let fences = self.fences.clone();
+        Watched {
+            host: Some(host.name.to_string()),
+            operations: self.operations.clone(),
+            fence: Some(Box::new(move |kind, subject| fences.give_up(kind, subject))),
+        }
+    }
+}
+
 fn host_role(
     common: &Common,
     host: &config::Host,
     store: &Reached,
-    dialer: &Dialer,
-    registration: watch::Sender<Option<Incarnation>>,
+    ties: Ties,
     stop: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let runtime = open_runtime(common, &runtime_options(common, host))?;
@@ -255,16 +285,18 @@ fn host_role(
         boot_id: boot_id()?,
         drains: common.drains,
         notices: host.notices.clone(),
-        dialer: dialer.clone(),
-        operations: Operations::default(),
+        dialer: ties.dialer,
+        operations: ties.operations,
+        fences: ties.fences,
     };
+    config.operations.register(&mut registry);
     Ok(host::serve(
         config,
         Arc::new(store.clone()),
         Arc::new(runtime),
         metrics,
         rendering(registry),
-        registration,
+        ties.registration,
         stop.clone(),
     ))
 }
@@ -275,6 +307,18 @@ pub(super) struct Ways {
     pub(super) dialer: Dialer,
     pub(super) identity: Option<Arc<Identity>>,
     pub(super) preemptor: Option<Arc<dyn Preemptor>>,
+    /// What is under way on its ways to repls.
+    pub(super) operations: Operations,
+}
+
+impl Ways {
+    pub(super) fn watched(&self) -> Watched {
+        Watched {
+            host: None,
+            operations: self.operations.clone(),
+            fence: None,
+        }
+    }
 }
 
 /// The gateway's part of this process, whichever command runs it.
@@ -299,9 +343,10 @@ pub(super) fn gateway_role(
         stuck: Arc::new(move |worst| tracker.view().json(worst)),
         preemptor: ways.preemptor,
         dialer: ways.dialer,
-        operations: Operations::default(),
+        operations: ways.operations,
         identity: ways.identity,
     };
+    config.operations.register(&mut registry);
     Ok(gateway::serve(
         config,
         Arc::new(store.clone()),

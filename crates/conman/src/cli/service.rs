@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A sign of life is an answer that came the way that others' answers come: through the socket, the task that
-//! accepts, and the task that owns the host's state. If one of these hangs, there is no sign, and the service
-//! manager starts another conman, which adopts the containers.
+//! accepts, and the task that owns the host's state; and the watchdog agrees, which looks from a thread of its own. If
+//! one of these hangs, there is no sign, and the service manager starts another conman, which adopts the containers.
 
 use std::io;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{self, Address, Dialer};
+use crate::telemetry::watchdog::Verdict;
 
 /// How often people are shown what goes on, where there is no watchdog.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub(super) struct Roles {
     pub(super) gateway: Option<Address>,
     /// The way to both.
     pub(super) dialer: Dialer,
+    /// What the watchdog says of them.
+    pub(super) verdict: Option<Arc<Verdict>>,
 }
 
 /// Keeps the manager informed, for as long as the node runs.
@@ -83,6 +86,9 @@ async fn watch_over(manager: &Manager, roles: &Roles, every: Duration) {
 
 /// Has every role answer, and says what they are at.
 async fn pulse(roles: &Roles) -> anyhow::Result<String> {
+    if let Some(verdict) = &roles.verdict {
+        anyhow::ensure!(verdict.is_good(), "the watchdog does not agree");
+    }
     let mut words = Vec::new();
     if let Some((address, _)) = &roles.host {
         let body = get(&roles.dialer, address, "/node/v1/status")
@@ -182,6 +188,7 @@ mod tests {
             host: None,
             gateway: Some(Address::Tcp(free.local_addr().unwrap().to_string())),
             dialer: Dialer::default(),
+            verdict: None,
         }
     }
 

@@ -370,6 +370,11 @@ impl Common {
         self.sockets().join(format!("{host}.node"))
     }
 
+    /// The socket on which the supervisor of a fleet hears a host's conman.
+    pub fn signs_socket(&self, host: &HostId) -> PathBuf {
+        self.sockets().join(format!("{host}.signs"))
+    }
+
     /// The socket of a host's keeper.
     pub fn keeper_socket(&self, host: &HostId) -> PathBuf {
         self.sockets().join(format!("{host}.keeper"))

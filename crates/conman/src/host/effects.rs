@@ -24,7 +24,7 @@ use crate::clock;
 use crate::runtime::{Running, Runtime, StartRequest};
 use crate::store::Store;
 use crate::telemetry::locks::AsyncMutex;
-use crate::telemetry::operations::{Kind, Operation, Stage};
+use crate::telemetry::operations::{Kind, Operation, Stage, while_wanted};
 
 /// How many dead containers are cleaned up after at once: nobody waits for it, and everybody shares its locks.
 const CLEANUPS_AT_ONCE: usize = 2;
@@ -199,7 +199,8 @@ impl Effects {
     pub(super) async fn start(&self, id: ContainerId, operation: Operation) {
         let began = Instant::now();
         let started = async {
-            let spec = Stage::Store.of(self.spec(&id)).await?;
+            while_wanted(crate::faults::in_start(&id.repl)).await?;
+            let spec = while_wanted(Stage::Store.of(self.spec(&id))).await??;
             let request = StartRequest {
                 id: id.clone(),
                 spec: spec.clone(),

@@ -14,6 +14,7 @@ mod actor;
 mod api;
 mod departures;
 mod effects;
+mod fence;
 mod live;
 mod metrics;
 mod notice;
@@ -35,6 +36,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::actor::Handle;
+pub use self::fence::Fences;
 pub use self::metrics::HostMetrics;
 pub use self::notice::{Notices, Terminate};
 use crate::node::{Address, Dialer};
@@ -63,6 +65,8 @@ pub struct Config {
     pub dialer: Dialer,
     /// What is under way on its repls, for whoever asks what hangs.
     pub operations: Operations,
+    /// The watchdog's way to give up what hangs of it.
+    pub fences: Fences,
 }
 
 /// How a host is emptied when the request does not say.
@@ -157,6 +161,8 @@ pub async fn serve(
         ));
     }
     tasks.spawn(actor.run(runtime_events));
+    let fences = config.fences.clone();
+    tasks.spawn(fences.serve(handle.clone(), runtime.clone()));
     tasks.spawn(observe::run(
         config.host.clone(),
         config.timing,

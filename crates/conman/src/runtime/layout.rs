@@ -87,7 +87,7 @@ impl Layout {
 }
 
 /// A container's id from its text, as it names files and cgroups.
-pub(super) fn parse_id(text: &str) -> Option<ContainerId> {
+pub(crate) fn parse_id(text: &str) -> Option<ContainerId> {
     let (repl, epoch) = text.split_once('@')?;
     Some(ContainerId {
         repl: repl.parse().ok()?,

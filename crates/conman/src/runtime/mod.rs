@@ -41,6 +41,7 @@ use tokio::sync::mpsc;
 
 pub use self::kept::Kept;
 pub use self::layout::RuntimeOptions;
+pub(crate) use self::layout::parse_id;
 use self::refusal::{
     command_not_found, exec_timeout, image_not_found, keeper_gone, needs_docker, not_listening,
     not_running, still_alive,
@@ -188,7 +189,8 @@ pub trait Runtime: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Starts a container. On any error nothing is left running; `cleanup` removes the rest.
+    /// Starts a container. On any error nothing is left running; `cleanup` removes the rest. One whose operation is told
+    /// to end is refused as long as nobody has been asked who could start it; from then on its end is waited for.
     fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Running, Refusal>>;
 
     /// How long a start may take before it counts as stuck.

@@ -191,9 +191,11 @@ impl Store for Reached {
     }
 
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, StoreError>> {
+        let fault = crate::faults::in_txn(&txn);
         let call = self.inner.txn(txn);
         Box::pin(async move {
             let asked = Asked::now(self);
+            fault.await;
             asked.answered(call.await)
         })
     }

@@ -1,8 +1,11 @@
 //! What the processes of a fleet tell of themselves in the same way, whatever their role.
 
 pub(crate) mod exposition;
+mod leaf;
 pub mod locks;
 pub mod operations;
+mod threads;
+pub mod watchdog;
 
 use std::sync::Arc;
 

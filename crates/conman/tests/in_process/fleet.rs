@@ -277,6 +277,7 @@ fn start_host(
         notices: host::Notices::default(),
         dialer: Dialer::default(),
         operations: Operations::default(),
+        fences: host::Fences::default(),
     };
     let mut registry = Registry::default();
     let metrics = HostMetrics::register(&mut registry);

@@ -15,6 +15,7 @@ mod refusals;
 mod report;
 mod service;
 mod shell;
+mod watchdog;
 
 #[path = "../terminal/mod.rs"]
 mod terminal;

@@ -3,6 +3,7 @@
 //! ```text
 //!   started ──ended by itself──► (backoff) ──► started again
 //!      │
+//!      ├──hangs: killed──► ended by itself
 //!      ├──preempt──► notice: drain ──30 s──► both killed ──► gone; another host in its place
 //!      └──stop─────► all killed
 //! ```
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::node_client;
 use super::process::{self, Process, Role};
+use super::signs::{Hangs, Signs};
 use crate::config::{Up, host_name};
 use crate::node::{Address, Dialer};
 
@@ -42,6 +44,8 @@ type Reply = oneshot::Sender<Result<serde_json::Value, Refusal>>;
 
 enum Event {
     Ended(HostId, Role, io::Result<ExitStatus>),
+    /// The conman with this process id.
+    Hangs(HostId, u32, Hangs),
     RestartDue(HostId, Role),
     NoticeOver(HostId),
     Cleaned,
@@ -140,8 +144,21 @@ impl Fleet {
         let Some(there) = self.hosts.get_mut(host) else {
             return Ok(());
         };
-        let (process, ending) = process::start(&self.up.common, host, role)?;
-        tracing::info!(%host, role = role.as_str(), pid = process.pid, "started");
+        let common = &self.up.common;
+        let signs = match role {
+            // It has no watchdog: its deadline is the kernel's.
+            Role::Keeper => None,
+            Role::Conman => Some(Signs::listen(&common.signs_socket(host))?),
+        };
+        let (process, ending) = process::start(common, host, role, signs.as_ref())?;
+        let pid = process.pid;
+        tracing::info!(%host, role = role.as_str(), pid, "started");
+        if let Some(signs) = signs {
+            let host = host.clone();
+            self.events.push(Box::pin(async move {
+                Event::Hangs(host, pid, signs.fail().await)
+            }));
+        }
         let slot = there.slot(role);
         slot.process = Some(process);
         slot.started = Instant::now();
@@ -170,6 +187,7 @@ impl Fleet {
     fn take(&mut self, event: Event) {
         match event {
             Event::Ended(host, role, status) => self.ended(&host, role, &status),
+            Event::Hangs(host, pid, why) => self.end_hung(&host, pid, why),
             Event::RestartDue(host, role) => {
                 let wanted = self
                     .hosts
@@ -189,6 +207,16 @@ impl Fleet {
                 }
             }
             Event::Cleaned => {}
+        }
+    }
+
+    /// A process that has ended since gives no signs either.
+    fn end_hung(&mut self, host: &HostId, pid: u32, why: Hangs) {
+        let there = self.hosts.get_mut(host);
+        let process = there.and_then(|there| there.slot(Role::Conman).process.as_ref());
+        if let Some(process) = process.filter(|process| process.pid == pid) {
+            tracing::error!(%host, pid, %why, "conman hangs: killing it");
+            process.kill();
         }
     }
 

@@ -15,6 +15,7 @@ mod fleet;
 mod lock;
 pub(super) mod node_client;
 mod process;
+mod signs;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -47,6 +48,7 @@ use crate::host::Notices;
 use crate::node::Address;
 use crate::runtime;
 use crate::store::{Change, Store, StoreError};
+use crate::telemetry::watchdog::Watchdog;
 
 /// How long the processes of an earlier run may take to die.
 const EARLIER_DEATH_MAX: Duration = Duration::from_secs(5);
@@ -118,6 +120,8 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
         preemptor: Some(Arc::new(Drills { orders })),
         ..Ways::default()
     };
+    // Nobody starts this process again without ending its children: here, what hangs is told to end, and said.
+    let _watchdog = Watchdog::start(vec![ways.watched()], None).context("start the watchdog")?;
     let gateway = gateway_role(&up.common, listener, &store, ways, &stop)?;
     let mut gateway = tokio::spawn(gateway);
     let outcome = tokio::select! {

@@ -9,6 +9,7 @@ use model::id::HostId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{Child, Command};
 
+use super::signs::Signs;
 use crate::config::{Common, Store};
 use crate::node::Address;
 
@@ -59,7 +60,12 @@ impl Ending {
 
 /// Starts a process of a host. Must be called on the thread that lives as long as the supervisor: the
 /// death signal comes at the end of the thread that started the process.
-pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(Process, Ending)> {
+pub(super) fn start(
+    common: &Common,
+    host: &HostId,
+    role: Role,
+    signs: Option<&Signs>,
+) -> io::Result<(Process, Ending)> {
     let mut command = ourselves(match role {
         Role::Keeper => "keeper",
         Role::Conman => "serve",
@@ -127,6 +133,9 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
     command.arg("--runtime").arg(common.runtime.as_str());
     command.arg("--tied-to").arg(std::process::id().to_string());
     command.stdout(Stdio::null());
+    if let Some(signs) = signs {
+        signs.expect_of(&mut command);
+    }
     spawn(command)
 }
 
@@ -134,12 +143,13 @@ pub(super) fn start(common: &Common, host: &HostId, role: Role) -> io::Result<(P
 pub(super) fn ourselves(subcommand: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("conman").arg(subcommand);
-    // All that it is to know is in its arguments: our own variables are not meant for it.
+    // All that it is to know is in its arguments: our own variables are not meant for it, and the service manager that
+    // has started us knows nothing of it.
+    let is_ours = |name: &str| {
+        name.starts_with("CONMAN_") || name == "NOTIFY_SOCKET" || name.starts_with("WATCHDOG_")
+    };
     for (name, _) in std::env::vars_os() {
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with("CONMAN_"))
-        {
+        if name.to_str().is_some_and(is_ours) {
             command.env_remove(name);
         }
     }

@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::telemetry::locks::Mutex;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 use model::api::{Refusal, RefusalCode};
@@ -38,6 +37,9 @@ use model::timing::{START_STUCK_AFTER, WATCHED_LEAD};
 use model::wire::keeper::{Answer, KILL_IDS_MAX, Launch, Request};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::telemetry::locks::Mutex;
+use crate::telemetry::operations::while_wanted;
 
 pub(super) use self::member::Member;
 pub(super) use self::record::{PortMap, Record};
@@ -232,10 +234,15 @@ impl Kept {
 
     async fn start_now(&self, request: StartRequest) -> Result<Running, Refusal> {
         let id = request.id.clone();
-        let turn = self.shared.turns.take().await;
+        let turn = while_wanted(self.shared.turns.take()).await?;
         let (shared, to_prepare) = (self.shared.clone(), request.clone());
-        let prepared = blocking(move || shared.walls.prepare(&to_prepare)).await?;
-        let (how, record) = prepared?;
+        let fault = crate::faults::in_prepare(&id.repl);
+        let preparing = blocking(move || {
+            fault();
+            shared.walls.prepare(&to_prepare)
+        });
+        // A disk may hang for ever. What comes of it later is removed with the leftovers.
+        let (how, record) = while_wanted(preparing).await???;
         let record = Arc::new(record);
         self.shared
             .records

@@ -5,10 +5,12 @@
 //!      └► held by another: waiter noted ─► waits ──► struck ─────┘
 //! ```
 //!
-//! What is noted about a lock is behind a small lock of its own, which is never held while anything is waited for. So
-//! a watchdog can read it while the lock itself is held for ever. A lock that is free costs some hundred nanoseconds.
+//! What is noted about a lock is behind a leaf of its own (see `leaf`), which is never held while anything is waited
+//! for. So a watchdog can read it while the lock itself is held for ever. A lock that is free costs some hundred
+//! nanoseconds.
 
 mod asynchronous;
+pub(crate) mod circle;
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -17,6 +19,7 @@ use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::time::Instant;
 
 pub use self::asynchronous::{AsyncGuard, AsyncMutex};
+use super::leaf::{self, Blind};
 use super::operations::{Entry, current, thread_id};
 
 /// Every lock of this process.
@@ -24,11 +27,6 @@ static REGISTRY: std::sync::Mutex<BTreeMap<u64, Weak<Record>>> =
     std::sync::Mutex::new(BTreeMap::new());
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
-
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Whole after every statement under these locks.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How a lock is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,23 +82,26 @@ pub(crate) struct Held {
     pub(crate) waiters: Vec<Party>,
 }
 
-/// Every lock that is held or waited for.
-pub(crate) fn held() -> Vec<Held> {
+/// Every lock that is held or waited for. Never waits for a leaf.
+///
+/// # Errors
+/// When a leaf was not to be had.
+pub(crate) fn held() -> Result<Vec<Held>, Blind> {
     let records: Vec<Arc<Record>> = {
-        let registry = lock(&REGISTRY);
+        let registry = leaf::try_take(&REGISTRY)?;
         registry.values().filter_map(Weak::upgrade).collect()
     };
-    let held = records.iter().filter_map(|record| {
-        let state = lock(&record.state);
+    let held = records.iter().map(|record| {
+        let state = leaf::try_take(&record.state)?;
         let is_busy = state.holder.is_some() || !state.waiters.is_empty();
-        is_busy.then(|| Held {
+        Ok(is_busy.then(|| Held {
             name: record.name,
             waiting: record.waiting,
             holder: state.holder.clone(),
             waiters: state.waiters.values().cloned().collect(),
-        })
+        }))
     });
-    held.collect()
+    held.filter_map(Result::transpose).collect()
 }
 
 impl Record {
@@ -112,22 +113,24 @@ impl Record {
             waiting,
             state: std::sync::Mutex::default(),
         });
-        lock(&REGISTRY).insert(id, Arc::downgrade(&record));
+        leaf::take(&REGISTRY).insert(id, Arc::downgrade(&record));
         record
     }
 
     fn hold(&self) {
-        lock(&self.state).holder = Some(Party::of_caller());
+        leaf::take(&self.state).holder = Some(Party::of_caller());
     }
 
     fn let_go(&self) {
-        lock(&self.state).holder = None;
+        leaf::take(&self.state).holder = None;
     }
 
     /// Notes that the caller waits, until what comes back is dropped.
     fn wait(&self) -> Waiter<'_> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        lock(&self.state).waiters.insert(number, Party::of_caller());
+        leaf::take(&self.state)
+            .waiters
+            .insert(number, Party::of_caller());
         Waiter {
             record: self,
             number,
@@ -137,7 +140,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        lock(&REGISTRY).remove(&self.id);
+        // The last one to look at it may be the watchdog. What it cannot strike is a few bytes that nobody sees.
+        if let Ok(mut registry) = leaf::try_take(&REGISTRY) {
+            registry.remove(&self.id);
+        }
     }
 }
 
@@ -148,7 +154,7 @@ struct Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        lock(&self.record.state).waiters.remove(&self.number);
+        leaf::take(&self.record.state).waiters.remove(&self.number);
     }
 }
 
@@ -186,7 +192,8 @@ impl<T> Mutex<T> {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 let _waiter = self.record.wait();
-                lock(&self.inner)
+                let taken = self.inner.lock();
+                taken.unwrap_or_else(PoisonError::into_inner)
             }
         };
         self.record.hold();
@@ -223,7 +230,7 @@ mod tests {
     use super::*;
 
     fn of(name: &str) -> Option<(usize, bool)> {
-        let all = held();
+        let all = held().unwrap();
         let held = all.into_iter().find(|held| held.name == name)?;
         Some((held.waiters.len(), held.holder.is_some()))
     }
@@ -241,7 +248,7 @@ mod tests {
             while of("one of the tests") != Some((1, true)) {
                 std::thread::yield_now();
             }
-            let all = held();
+            let all = held().unwrap();
             let one = all.iter().find(|held| held.name == "one of the tests");
             let one = one.unwrap();
             assert_eq!(one.holder.as_ref().unwrap().thread, me);
@@ -267,9 +274,9 @@ mod tests {
         assert!(panicked);
         assert_eq!(*mutex.lock(), 2);
         let id = mutex.record.id;
-        assert!(lock(&REGISTRY).contains_key(&id));
+        assert!(leaf::take(&REGISTRY).contains_key(&id));
         drop(mutex);
-        assert!(!lock(&REGISTRY).contains_key(&id));
+        assert!(!leaf::take(&REGISTRY).contains_key(&id));
     }
 
     #[tokio::test]

@@ -6,27 +6,34 @@
 //! ```
 //!
 //! The book is for whoever must say what hangs, so nothing in it waits for anything: an entry's moving parts are
-//! atomics, and the maps' locks are held for one insertion, one removal or one copy.
+//! atomics, and the maps' locks are leaves, held for one insertion, one removal or one copy.
 
 mod name;
 mod report;
+mod stuck;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use await_tree::InstrumentAwait;
 use model::api::{Refusal, RefusalCode};
+use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use self::name::{Kind, Stage};
 pub use self::report::{FleetReport, LockReport, OperationReport, PartyReport, Report};
+pub(super) use self::stuck::Stuck;
+use super::leaf::{self, Blind};
 
 /// So many maps, by the operation's number: a gateway begins and ends tens of thousands a second.
 const SHARDS: usize = 16;
+
+/// The number of the next operation of this process.
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 tokio::task_local! {
     /// The operation that the current task works for.
@@ -44,17 +51,17 @@ impl fmt::Debug for Operations {
 }
 
 struct Book {
-    next: AtomicU64,
     shards: [Mutex<HashMap<u64, Arc<Entry>>>; SHARDS],
     trees: await_tree::Registry,
+    stuck: Stuck,
 }
 
 impl Default for Book {
     fn default() -> Self {
         Self {
-            next: AtomicU64::new(1),
             shards: Default::default(),
             trees: await_tree::Registry::new(await_tree::Config::default()),
+            stuck: Stuck::default(),
         }
     }
 }
@@ -62,8 +69,7 @@ impl Default for Book {
 impl Book {
     fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Arc<Entry>>> {
         // The remainder is below the number of shards.
-        let shard = &self.shards[(id % SHARDS as u64) as usize];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        leaf::take(&self.shards[(id % SHARDS as u64) as usize])
     }
 }
 
@@ -73,7 +79,8 @@ pub(crate) struct Entry {
     kind: Kind,
     subject: String,
     begun: Instant,
-    patience: Duration,
+    /// In milliseconds.
+    patience_ms: AtomicU64,
     stage: AtomicU8,
     /// When the stage was entered, in microseconds after `begun`.
     staged_us: AtomicU64,
@@ -96,7 +103,41 @@ impl Entry {
         format!("{} {}", self.kind.as_str(), self.subject)
     }
 
-    fn stage(&self) -> Stage {
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// How long it may take from its beginning.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_ms.load(Ordering::Relaxed))
+    }
+
+    fn given_up(&self) -> GivenUp {
+        GivenUp {
+            kind: self.kind,
+            stage: self.stage(),
+            after: self.age(),
+        }
+    }
+
+    /// Tells it to end.
+    pub(super) fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    pub(super) fn stage(&self) -> Stage {
         Stage::of_number(self.stage.load(Ordering::Relaxed))
     }
 }
@@ -163,7 +204,7 @@ impl Operation {
     /// Waits until it is told to end.
     pub async fn cancelled(&self) -> GivenUp {
         self.entry.cancel.cancelled().await;
-        self.given_up()
+        self.entry.given_up()
     }
 
     /// Awaits `work` for this operation, until it is done or told to end.
@@ -184,26 +225,18 @@ impl Operation {
         let tree = self.book.0.trees.register(entry.id, entry.name());
         CURRENT.scope(entry, tree.instrument(work)).await
     }
-
-    fn given_up(&self) -> GivenUp {
-        GivenUp {
-            kind: self.entry.kind,
-            stage: self.entry.stage(),
-            after: self.entry.begun.elapsed(),
-        }
-    }
 }
 
 impl Operations {
     /// Begins an operation that must be over within `patience`.
     pub fn begin(&self, kind: Kind, subject: impl fmt::Display, patience: Duration) -> Operation {
-        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry {
             id,
             kind,
             subject: subject.to_string(),
             begun: Instant::now(),
-            patience,
+            patience_ms: AtomicU64::new(report::milliseconds(patience)),
             stage: AtomicU8::new(Stage::Begun as u8),
             staged_us: AtomicU64::new(0),
             thread: AtomicU32::new(0),
@@ -216,12 +249,26 @@ impl Operations {
         }
     }
 
-    /// Tells an operation to end. One that is over is left alone.
-    pub fn cancel(&self, id: u64) {
-        let entry = self.0.shard(id).get(&id).cloned();
-        if let Some(entry) = entry {
-            entry.cancel.cancel();
+    /// What is under way, in any order. Never waits for a leaf.
+    ///
+    /// # Errors
+    /// When a leaf was not to be had.
+    pub(super) fn look(&self) -> Result<Vec<Arc<Entry>>, Blind> {
+        let mut entries = vec![];
+        for shard in &self.0.shards {
+            entries.extend(leaf::try_take(shard)?.values().cloned());
         }
+        Ok(entries)
+    }
+
+    /// How many of them hang, by kind.
+    pub(super) fn stuck(&self) -> &Stuck {
+        &self.0.stuck
+    }
+
+    /// Makes its metrics known to the registry of the role that it is of.
+    pub fn register(&self, registry: &mut Registry) {
+        self.0.stuck.register(registry);
     }
 
     /// Everything that is under way, the oldest first.
@@ -234,6 +281,30 @@ impl Operations {
         let tree = |id| self.0.trees.get(id).map(|tree| tree.to_string());
         let reports = entries.iter().map(|entry| entry.report(tree(entry.id)));
         reports.collect()
+    }
+}
+
+/// Has the current operation be overdue sooner.
+#[cfg(feature = "faults")]
+pub(crate) fn hurry(patience: Duration) {
+    if let Some(entry) = current() {
+        let patience_ms = report::milliseconds(patience);
+        entry.patience_ms.store(patience_ms, Ordering::Relaxed);
+    }
+}
+
+/// Awaits `work` for the current operation, if there is one, until it is done or the operation is told to end.
+///
+/// # Errors
+/// [`GivenUp`] when it was told to end; `work` is dropped.
+pub async fn while_wanted<T>(work: impl Future<Output = T>) -> Result<T, GivenUp> {
+    let Some(entry) = current() else {
+        return Ok(work.await);
+    };
+    tokio::select! {
+        biased;
+        done = work => Ok(done),
+        () = entry.cancel.cancelled() => Err(entry.given_up()),
     }
 }
 
@@ -316,7 +387,7 @@ mod tests {
         let run = operations.begin(Kind::Start, "a", PATIENCE).run(work);
         let cancel = async {
             tokio::task::yield_now().await;
-            operations.cancel(operations.report()[0].id);
+            operations.look().unwrap()[0].cancel();
         };
         let (ended, ()) = tokio::join!(run, cancel);
         let given_up = ended.unwrap_err();

@@ -4,11 +4,14 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use model::timing::WATCHDOG_CIRCLE_AFTER;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Entry, Kind, Operations, Stage};
-use crate::telemetry::locks::{self, Party, Waiting};
+use crate::telemetry::locks::circle::{self, SeenLock};
+use crate::telemetry::locks::{self, Held, Party, Waiting};
+use crate::telemetry::threads::{self, ThreadReport};
 
 /// From when on a lock that nobody waits for is shown.
 const HELD_LONG: Duration = Duration::from_secs(1);
@@ -53,6 +56,10 @@ pub struct Report {
     pub operations: Vec<OperationReport>,
     /// The locks of the process that somebody waits for, or that were held for a second or longer.
     pub locks: Vec<LockReport>,
+    /// Those who wait for each other, and will for ever: each circle in words.
+    pub circles: Vec<String>,
+    /// The threads of the process, where one of these operations is overdue or there is a circle.
+    pub threads: Vec<ThreadReport>,
 }
 
 /// A lock and everyone around it.
@@ -122,31 +129,69 @@ impl fmt::Display for LockReport {
     }
 }
 
-/// The locks of this process that are worth a look.
-pub(crate) fn busy_locks() -> Vec<LockReport> {
-    let worth_it = |lock: &locks::Held| {
+/// The locks that are worth a look.
+fn busy(held: &[Held]) -> Vec<LockReport> {
+    let worth_it = |lock: &&Held| {
         let is_old = |holder: &Party| holder.since.elapsed() >= HELD_LONG;
         !lock.waiters.is_empty() || lock.holder.as_ref().is_some_and(is_old)
     };
-    let held = locks::held().into_iter().filter(worth_it);
-    held.map(|lock| LockReport {
+    let busy = held.iter().filter(worth_it).map(|lock| LockReport {
         name: lock.name.to_owned(),
         blocks: lock.waiting == Waiting::Blocks,
         holder: lock.holder.as_ref().map(PartyReport::from),
         waiters: lock.waiters.iter().map(PartyReport::from).collect(),
-    })
-    .collect()
+    });
+    busy.collect()
 }
 
 impl Report {
     /// What this process is at for one of its roles.
     pub fn take(host: Option<String>, operations: &Operations) -> Self {
+        // What cannot be read now is left out: the watchdog says so if it stays like that.
+        let held = locks::held().unwrap_or_default();
+        let seen: Vec<SeenLock> = held.iter().map(SeenLock::from).collect();
+        let circles = circle::circles(&seen, WATCHDOG_CIRCLE_AFTER);
+        let operations = operations.report();
+        let hangs = !circles.is_empty() || operations.iter().any(|one| one.overdue);
         Self {
             host,
             pid: std::process::id(),
-            operations: operations.report(),
-            locks: busy_locks(),
+            operations,
+            locks: busy(&held),
+            circles: circles.iter().map(|one| circle::in_words(one)).collect(),
+            threads: if hangs { threads::threads() } else { vec![] },
         }
+    }
+
+    /// Where each overdue operation waits, for people.
+    pub(crate) fn operations_in_words(&self) -> Vec<String> {
+        let overdue = self.operations.iter().filter(|one| one.overdue);
+        overdue.map(OperationReport::in_words).collect()
+    }
+
+    /// Who waits for each other, who holds what, and what the threads do, for people.
+    pub(crate) fn process_in_words(&self) -> Vec<String> {
+        let circles = self.circles.iter().map(|text| format!("circle: {text}"));
+        let locks = self.locks.iter().map(ToString::to_string);
+        let threads = self.threads.iter().map(ToString::to_string);
+        circles.chain(locks).chain(threads).collect()
+    }
+}
+
+impl OperationReport {
+    fn in_words(&self) -> String {
+        let (kind, stage) = (self.kind.as_str(), self.stage.as_str());
+        let mut text = format!(
+            "{kind} {} is at {stage} for {} ms, {} ms after it began, and had {} ms",
+            self.subject, self.stage_age_ms, self.age_ms, self.deadline_ms,
+        );
+        if let Some(thread) = self.thread {
+            text += &format!(" (thread {thread})");
+        }
+        if let Some(awaits) = &self.awaits {
+            text += &format!("\n{}", awaits.trim_end());
+        }
+        text
     }
 }
 
@@ -176,8 +221,8 @@ impl Entry {
             stage: self.stage(),
             age_ms: milliseconds(age),
             stage_age_ms: milliseconds(age.saturating_sub(staged)),
-            deadline_ms: milliseconds(self.patience),
-            overdue: age > self.patience,
+            deadline_ms: milliseconds(self.patience()),
+            overdue: age > self.patience(),
             cancelled: self.cancel.is_cancelled(),
             thread: (thread != 0).then_some(thread),
             awaits,
