@@ -182,6 +182,7 @@ keeper_socket = "{self.state}/keeper"
 node_ca = "{certificates}/ca.pem"
 node_certificate = "{certificates}/{self.name}.pem"
 node_key = "{certificates}/{self.name}-key.pem"
+probe_hosts = 0
 {more or f'listen = "{self.net.address}:8080"'}
 
 [store]

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod mutant;
 pub mod observer;
 pub mod placement;
+pub mod probe;
 pub mod rendezvous;
 pub mod routing;
 pub mod spec;

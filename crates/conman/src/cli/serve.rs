@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::exit::{CannotStart, Exit};
 use super::service::{self, Roles};
 use crate::config::{self, Common, RuntimeKind};
-use crate::gateway::{self, GatewayMetrics, Preemptor};
+use crate::gateway::{self, GatewayMetrics, Preemptor, Prober};
 use crate::host::{self, Fences, HostMetrics};
 use crate::node::{Address, Dialer, Identity};
 use crate::runtime::{self, Kept, RuntimeOptions};
@@ -157,9 +157,12 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
             Some(_) => Address::Tls(address.to_string()),
             None => Address::Tcp(address.to_string()),
         });
+        let name = node.host.as_ref().map(|host| host.name.to_string());
+        let name = name.unwrap_or_else(|| address.to_string());
         let ways = Ways {
             dialer: dialer.clone(),
             identity,
+            prober: prober(&node.common, name, node.probe_hosts),
             ..Ways::default()
         };
         watched.push(ways.watched());
@@ -309,6 +312,7 @@ pub(super) struct Ways {
     pub(super) preemptor: Option<Arc<dyn Preemptor>>,
     /// What is under way on its ways to repls.
     pub(super) operations: Operations,
+    pub(super) prober: Option<Prober>,
 }
 
 impl Ways {
@@ -319,6 +323,15 @@ impl Ways {
             fence: None,
         }
     }
+}
+
+/// How the gateway of this name probes the hosts, unless it is to probe none.
+pub(super) fn prober(common: &Common, name: String, hosts_max: usize) -> Option<Prober> {
+    (hosts_max > 0).then(|| Prober {
+        name,
+        hosts_max,
+        log: common.probe_log(),
+    })
 }
 
 /// The gateway's part of this process, whichever command runs it.
@@ -333,7 +346,7 @@ pub(super) fn gateway_role(
     let mut registry = Registry::default();
     let metrics = GatewayMetrics::register(&mut registry);
     store.register(&mut registry);
-    let tracker = start_tracker(common)?;
+    let tracker = start_tracker(common, ways.prober.is_some())?;
     registry.register_collector(tracker.collector());
     let config = gateway::Config {
         domain: DOMAIN.to_owned(),
@@ -341,6 +354,7 @@ pub(super) fn gateway_role(
         park: PARK_MAX,
         session_log: Some(common.session_log.clone()),
         stuck: Arc::new(move |worst| tracker.view().json(worst)),
+        prober: ways.prober,
         preemptor: ways.preemptor,
         dialer: ways.dialer,
         operations: ways.operations,
@@ -358,12 +372,12 @@ pub(super) fn gateway_role(
 }
 
 /// Follows what the gateway writes into its session log, for as long as this process lives.
-fn start_tracker(common: &Common) -> anyhow::Result<Tracker> {
+fn start_tracker(common: &Common, is_probing: bool) -> anyhow::Result<Tracker> {
     let failed = |error: anyhow::Error| {
         // Users are served without it; its metrics stand still, which its alert sees.
         tracing::error!(error = format!("{error:#}"), "the stuck tracker has ended");
     };
-    Tracker::start(config::fleet_tracker(common), failed)
+    Tracker::start(config::fleet_tracker(common, is_probing), failed)
         .map_err(|error| CannotStart(format!("start the stuck tracker: {error:#}")).into())
 }
 

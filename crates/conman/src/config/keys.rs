@@ -72,6 +72,7 @@ file! {
     log_format: LogFormat,
     hosts: i64,
     listen: String,
+    probe_hosts: i64,
     restart: bool,
     host: String,
     host_address: String,
@@ -161,6 +162,8 @@ keys! {
         hosts: i64 = "CONMAN_HOSTS", "N";
         /// Where the gateway listens; port 0 takes a free one [default: 127.0.0.1:8080]
         listen: String = "CONMAN_LISTEN", "ADDRESS";
+        /// Of how many hosts the gateway opens a probe once a second, to measure who is stuck; 0 for none [default: 64]
+        probe_hosts: i64 = "CONMAN_PROBE_HOSTS", "N";
         /// Whether processes that end are started again [default: true]
         restart: bool = "CONMAN_RESTART", "BOOL";
     }
@@ -189,6 +192,8 @@ keys! {
         notice_file: PathBuf = "CONMAN_NOTICE_FILE", "PATH";
         /// Where the gateway listens; without it the node is no gateway. Beyond this machine, for who shows a certificate
         listen: String = "CONMAN_LISTEN", "ADDRESS";
+        /// Of how many hosts the gateway opens a probe once a second, to measure who is stuck; 0 for none [default: 64]
+        probe_hosts: i64 = "CONMAN_PROBE_HOSTS", "N";
     }
 
     /// The keys of a stuck tracker.

@@ -163,6 +163,8 @@ pub struct Up {
     pub hosts: u16,
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// How many hosts it probes at the most.
+    pub probe_hosts: usize,
     /// Whether processes that end are started again.
     pub restart: bool,
 }
@@ -176,6 +178,8 @@ pub struct Node {
     pub host: Option<Host>,
     /// Where the gateway listens, if it has that role.
     pub listen: Option<SocketAddr>,
+    /// How many hosts it probes at the most.
+    pub probe_hosts: usize,
     /// What it shows to the other nodes.
     pub identity: Option<Files>,
 }
@@ -276,6 +280,11 @@ fn drains(operator: Option<String>, preemption: Option<String>) -> Result<Drains
     })
 }
 
+fn probe_hosts(value: Option<i64>) -> Result<usize, ConfigError> {
+    // At most 1,000.
+    Ok(between("probe_hosts", value.unwrap_or(64), 0, 1_000)? as usize)
+}
+
 fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
     address_of("listen", text)
 }
@@ -360,6 +369,11 @@ impl Common {
         })
     }
 
+    /// Where the gateway writes a line for every attempt of its prober.
+    pub fn probe_log(&self) -> PathBuf {
+        self.state.join("probes.ndjson")
+    }
+
     /// Where the processes of this machine find each other.
     pub fn sockets(&self) -> PathBuf {
         self.state.join("sockets")
@@ -431,6 +445,7 @@ impl Up {
             // At most 64.
             hosts: hosts as u16,
             listen: keys.listen.as_deref().map_or(Ok(LISTEN), listen_address)?,
+            probe_hosts: probe_hosts(keys.probe_hosts)?,
             restart: keys.restart.unwrap_or(true),
         })
     }
@@ -487,6 +502,7 @@ impl Node {
             common,
             host,
             listen,
+            probe_hosts: probe_hosts(keys.probe_hosts)?,
             identity,
         })
     }

@@ -28,21 +28,24 @@ pub struct Stuck {
     pub tracker: tracker::Config,
 }
 
-/// What the tracker of a fleet follows: the session log of its gateway.
-pub fn fleet_tracker(common: &Common) -> tracker::Config {
-    let query = Query {
+/// What the tracker of a fleet follows: the session log of its gateway, and that of its prober, if there is one.
+pub fn fleet_tracker(common: &Common, is_probing: bool) -> tracker::Config {
+    let query = Arc::new(Query {
         format: Some(Format::Conman),
         ..Query::default()
+    });
+    let source = |name: &str, audience, path| Source {
+        name: name.to_owned(),
+        audience,
+        query: query.clone(),
+        kind: SourceKind::File(path),
     };
+    let users = source("sessions", Audience::User, common.session_log.clone());
+    let probes = is_probing.then(|| source("probes", Audience::Probe, common.probe_log()));
     tracker::Config {
         database: common.state.join("stuck.db"),
         rules: Rules::default(),
-        sources: vec![Source {
-            name: "sessions".to_owned(),
-            audience: Audience::User,
-            query: Arc::new(query),
-            kind: SourceKind::File(common.session_log.clone()),
-        }],
+        sources: std::iter::once(users).chain(probes).collect(),
     }
 }
 

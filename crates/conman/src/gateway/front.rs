@@ -17,6 +17,7 @@ use model::api::{Refusal, RefusalCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::ApiError;
 use super::pool::Server;
@@ -125,6 +126,27 @@ async fn serve_client(
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%error, "a client without a certificate of the fleet"),
     };
+    serve_stream(
+        gateway,
+        router,
+        stream,
+        client,
+        (newcomer, unanswered),
+        stop,
+    )
+    .await;
+}
+
+/// Serves one client who has been let in. The tracker holds a token for each of its requests, and its first one for the client, until
+/// the gateway stops and a request is here.
+pub(super) async fn serve_stream(
+    gateway: Arc<Gateway>,
+    router: Router,
+    stream: Stream,
+    client: SocketAddr,
+    (newcomer, unanswered): (TaskTrackerToken, TaskTracker),
+    stop: CancellationToken,
+) {
     let asked = CancellationToken::new();
     let first_asked = asked.clone();
     let service = service_fn(move |request| {

@@ -25,6 +25,7 @@ mod open;
 mod origin;
 mod page;
 mod pool;
+mod prober;
 mod proxy;
 mod router;
 mod session_log;
@@ -45,7 +46,7 @@ use self::fleet::Fleet;
 pub use self::metrics::GatewayMetrics;
 use self::pool::Pool;
 use self::router::Router;
-use self::session_log::SessionLog;
+use self::session_log::{Rotation, SessionLog};
 use crate::node::{Dialer, Identity};
 use crate::store::Store;
 use crate::telemetry::operations::Operations;
@@ -56,6 +57,20 @@ pub trait Preemptor: Send + Sync + 'static {
     /// is over, with its report as JSON; the killing follows.
     fn preempt(&self, host: HostId) -> BoxFuture<'_, Result<serde_json::Value, Refusal>>;
 }
+
+/// How a gateway probes the hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prober {
+    /// This gateway's name among those that probe.
+    pub name: String,
+    /// How many hosts' probes it opens at the most.
+    pub hosts_max: usize,
+    /// Where each attempt's line goes.
+    pub log: PathBuf,
+}
+
+/// How long that log becomes before it begins anew.
+const PROBE_LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// Says who is stuck, as JSON, with so many of the worst.
 pub type Stuck = Arc<dyn Fn(usize) -> serde_json::Value + Send + Sync>;
@@ -71,6 +86,8 @@ pub struct Config {
     pub park: Duration,
     /// Where each attempt's line goes; `None` for nowhere.
     pub session_log: Option<PathBuf>,
+    /// How hosts are probed, if they are.
+    pub prober: Option<Prober>,
     /// Plays the loss of machines, where that is possible.
     pub preemptor: Option<Arc<dyn Preemptor>>,
     /// What the tracker that reads the log knows.
@@ -102,6 +119,7 @@ struct Gateway {
     metrics: GatewayMetrics,
     render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     log: SessionLog,
+    probe_log: SessionLog,
     next_session: AtomicU64,
 }
 
@@ -144,7 +162,9 @@ pub async fn serve(
     render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     stop: Stop,
 ) -> anyhow::Result<()> {
-    let log = SessionLog::open(config.session_log.as_deref())?;
+    let log = SessionLog::open(config.session_log.as_deref(), Rotation::Others)?;
+    let probe_log = config.prober.as_ref().map(|prober| prober.log.as_path());
+    let probe_log = SessionLog::open(probe_log, Rotation::Above(PROBE_LOG_BYTES_MAX))?;
     let fleet = Fleet::follow(store.clone()).await?;
     let router = Router::start(store.clone(), fleet.clone(), config.dialer.clone());
     let gateway = Arc::new(Gateway {
@@ -156,9 +176,11 @@ pub async fn serve(
         metrics,
         render_metrics,
         log,
+        probe_log,
         // Sessions of a gateway's earlier lives are in the same log.
         next_session: AtomicU64::new(crate::clock::boottime().0),
     });
+    let _probing = prober::start(&gateway, &stop.asked);
     front::serve(gateway.clone(), listener, stop).await;
     // A disk that hangs must not hold up the end.
     let _ = tokio::time::timeout(Duration::from_secs(1), gateway.log.flush()).await;

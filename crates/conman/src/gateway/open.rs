@@ -5,6 +5,7 @@ use http::Method;
 use model::api::{Refusal, RefusalCode};
 use model::id::{HostId, Incarnation, ReplId};
 use model::keys::{self, Host, Owner};
+use model::probe::is_probe;
 pub(super) use model::routing::NoWay;
 use model::timing::OVERRUN_STUCK_AFTER;
 use model::wire::node::OpenKind;
@@ -26,7 +27,7 @@ pub(super) struct Way {
 impl Gateway {
     /// Finds the way, within the gateway's patience.
     pub(super) async fn open(&self, repl: &ReplId, kind: &OpenKind) -> Result<Way, NoWay> {
-        let _parked = self.metrics.park();
+        let _parked = (!is_probe(repl)).then(|| self.metrics.park());
         let patience = self.config.park + OVERRUN_STUCK_AFTER;
         let operation = self.config.operations.begin(Kind::Route, repl, patience);
         let routing = Stage::Way.of(self.router.open(repl, kind, self.config.park));

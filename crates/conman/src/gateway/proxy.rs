@@ -23,6 +23,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use model::api::{Outcome, Refusal, RefusalCode, Side};
 use model::id::{Epoch, HostId, ReplId};
+use model::probe::is_probe;
 use model::wire::node::{HostStatus, OpenKind};
 
 use super::Gateway;
@@ -79,8 +80,14 @@ impl<'a> Session<'a> {
     ) {
         self.is_ended = true;
         let spent = self.began.elapsed();
-        self.gateway.metrics.ended(outcome, reason, spent);
-        self.gateway.log.write(Attempt {
+        let log = if is_probe(&self.repl) {
+            self.gateway.metrics.probed(outcome, reason);
+            &self.gateway.probe_log
+        } else {
+            self.gateway.metrics.ended(outcome, reason, spent);
+            &self.gateway.log
+        };
+        log.write(Attempt {
             time: now_text(),
             repl: self.repl.clone(),
             session: format!("{:012x}", self.gateway.next_session()),

@@ -79,6 +79,8 @@ fn spawn(
     let mut child = Command::new(env!("CARGO_BIN_EXE_conman"))
         .args(["up", "--runtime", "native", "--listen", address, "--state"])
         .arg(state)
+        // Other tests count containers.
+        .env("CONMAN_PROBE_HOSTS", "0")
         .args(arguments)
         .arg("--witness")
         .arg(directory.join("witness"))

@@ -6,6 +6,7 @@
 mod bad_input;
 mod fleet;
 mod lives;
+mod probes;
 mod shell;
 
 use std::collections::BTreeMap;

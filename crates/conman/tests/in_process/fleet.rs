@@ -122,6 +122,7 @@ impl Fleet {
             park: setup.park,
             session_log: Some(directory.path().join("sessions.ndjson")),
             stuck: Arc::new(|worst| serde_json::json!({ "worst": worst })),
+            prober: None,
             preemptor: None,
             dialer: Dialer::default(),
             operations: Operations::default(),

@@ -40,7 +40,8 @@ use self::lock::StateLock;
 pub(super) use self::lock::join_members;
 use super::exit::{CannotStart, Exit};
 use super::serve::{
-    Ways, gateway_role, listen_on, open_store, raise_open_files, runtime_options, watch_over,
+    Ways, gateway_role, listen_on, open_store, prober, raise_open_files, runtime_options,
+    watch_over,
 };
 use crate::config::{self, Common, Host, RuntimeKind, Up, host_name};
 use crate::gateway::{self, Preemptor};
@@ -118,6 +119,7 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     let stop = gateway::Stop::default();
     let ways = Ways {
         preemptor: Some(Arc::new(Drills { orders })),
+        prober: prober(&up.common, address.to_string(), up.probe_hosts),
         ..Ways::default()
     };
     // Nobody starts this process again without ending its children: here, what hangs is told to end, and said.

@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use model::api::{ContainerState, Refusal, RefusalCode};
 use model::id::{HostId, ReplId};
 use model::keys::{self, Host, Owner};
+use model::probe::{PREFIX, is_probe};
 use model::routing::unknown_repl;
 use model::spec::Spec;
 use model::store::{Compare, Operation, StoreError, Target, Txn, TxnOutcome};
@@ -129,7 +130,10 @@ impl Gateway {
     }
 
     /// The owner whose registration stands, with its host.
-    pub(super) async fn live_owner(&self, id: &ReplId) -> Answer<Option<(Owner, Host)>> {
+    pub(in crate::gateway) async fn live_owner(
+        &self,
+        id: &ReplId,
+    ) -> Answer<Option<(Owner, Host)>> {
         let owner = self.owner(id).await?;
         Ok(owner.and_then(|owner| {
             let host = self.fleet.now().get(&owner.record.host).cloned()?;
@@ -167,6 +171,71 @@ impl Gateway {
         };
         let owner = owner.as_ref().map(|(owner, _)| owner);
         Ok(ReplView::new(id, spec, owner, &statuses))
+    }
+
+    /// Has the repl be known with this spec. Safe to repeat.
+    pub(in crate::gateway) async fn keep_spec(
+        &self,
+        id: &ReplId,
+        spec: &Spec,
+    ) -> Answer<StatusCode> {
+        let value = serde_json::to_string(spec)
+            .map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))?;
+        let mut doubted = false;
+        loop {
+            let before = self
+                .store
+                .get(&keys::spec(id))
+                .await
+                .map_err(|error| store_error(&error))?;
+            if let Some(before) = &before {
+                if decode::<Spec>(&before.value).as_ref() == Some(spec) {
+                    return Ok(StatusCode::OK);
+                }
+                if self.live_owner(id).await?.is_some() {
+                    let message = format!("{id} runs with another spec: kill or destroy it first");
+                    return Err(Refusal::new(RefusalCode::SpecConflict, message).into());
+                }
+            }
+            let txn = Txn {
+                compares: vec![Compare {
+                    key: keys::spec(id),
+                    target: Target::Modified,
+                    revision: before
+                        .as_ref()
+                        .map_or_else(Default::default, |item| item.modified),
+                }],
+                operations: vec![Operation::Put {
+                    key: keys::spec(id),
+                    value: value.clone(),
+                }],
+            };
+            match self.store.txn(txn).await {
+                Ok(TxnOutcome::Committed(_)) if before.is_some() => return Ok(StatusCode::OK),
+                Ok(TxnOutcome::Committed(_)) => return Ok(StatusCode::CREATED),
+                // Somebody else was faster: what is there now decides.
+                Ok(TxnOutcome::Rejected { .. }) => {}
+                // It is not known: the same. Twice in a row is for whoever asked to know.
+                Err(StoreError::Ambiguous(_)) if !doubted => doubted = true,
+                Err(error) => return Err(store_error(&error)),
+            }
+        }
+    }
+
+    /// Forgets the repl, and kills its container.
+    pub(in crate::gateway) async fn forget(&self, id: &ReplId) -> Answer<()> {
+        // The spec first: from then on nobody can claim the repl, so what is ended stays ended.
+        let txn = Txn {
+            compares: vec![],
+            operations: vec![Operation::Delete {
+                key: keys::spec(id),
+            }],
+        };
+        self.store
+            .txn(txn)
+            .await
+            .map_err(|error| store_error(&error))?;
+        self.end(id, 0).await
     }
 
     /// Ends the repl's container, wherever it is, until nobody owns the repl.
@@ -277,59 +346,17 @@ pub(in crate::gateway) async fn create(
         );
         return Err(Refusal::new(RefusalCode::BadId, message).into());
     }
-    let spec = read_spec(body).map_err(|why| Refusal::new(RefusalCode::BadSpec, why))?;
-    let value = serde_json::to_string(&spec)
-        .map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))?;
-    let mut doubted = false;
-    loop {
-        let before = gateway
-            .store
-            .get(&keys::spec(&id))
-            .await
-            .map_err(|error| store_error(&error))?;
-        if let Some(before) = &before {
-            if decode::<Spec>(&before.value).as_ref() == Some(&spec) {
-                let view = gateway.view(id).await?;
-                return Ok(axum::Json(view).into_response());
-            }
-            if gateway.live_owner(&id).await?.is_some() {
-                let message = format!("{id} runs with another spec: kill or destroy it first");
-                return Err(Refusal::new(RefusalCode::SpecConflict, message).into());
-            }
-        }
-        let txn = Txn {
-            compares: vec![Compare {
-                key: keys::spec(&id),
-                target: Target::Modified,
-                revision: before
-                    .as_ref()
-                    .map_or_else(Default::default, |item| item.modified),
-            }],
-            operations: vec![Operation::Put {
-                key: keys::spec(&id),
-                value: value.clone(),
-            }],
-        };
-        match gateway.store.txn(txn).await {
-            Ok(TxnOutcome::Committed(_)) => {
-                let status = if before.is_some() {
-                    StatusCode::OK
-                } else {
-                    StatusCode::CREATED
-                };
-                let view = gateway.view(id).await?;
-                return Ok((status, axum::Json(view)).into_response());
-            }
-            // Somebody else was faster: what is there now decides.
-            Ok(TxnOutcome::Rejected { .. }) => {}
-            // It is not known: the same. Twice in a row is for whoever asked to know.
-            Err(StoreError::Ambiguous(_)) if !doubted => doubted = true,
-            Err(error) => return Err(store_error(&error)),
-        }
+    if is_probe(&id) {
+        let message = format!("{id}: names that begin with {PREFIX} are the prober's");
+        return Err(Refusal::new(RefusalCode::BadId, message).into());
     }
+    let spec = read_spec(body).map_err(|why| Refusal::new(RefusalCode::BadSpec, why))?;
+    let status = gateway.keep_spec(&id, &spec).await?;
+    let view = gateway.view(id).await?;
+    Ok((status, axum::Json(view)).into_response())
 }
 
-/// Lists every repl.
+/// Lists every repl, but for the prober's.
 #[utoipa::path(
     get, path = "/v1/repls", tag = "repls", operation_id = "list_repls",
     responses((status = 200, description = "Every repl, by name", body = ReplList)),
@@ -357,6 +384,10 @@ pub(in crate::gateway) async fn list(State(gateway): Shared) -> Answer {
         .iter()
         .filter_map(|item| {
             let id: ReplId = item.key.strip_prefix(keys::SPECS)?.parse().ok()?;
+            // The prober's are nobody's workspaces.
+            if is_probe(&id) {
+                return None;
+            }
             let spec = decode(&item.value)?;
             let owner = owners.get(&id);
             Some(ReplView::new(id, spec, owner, &statuses))
@@ -422,18 +453,6 @@ pub(in crate::gateway) async fn remove(State(gateway): Shared, Id(id): Id<ReplId
     if gateway.live_owner(&id).await?.is_none() {
         gateway.spec(&id).await?;
     }
-    // The spec first: from then on nobody can claim the repl, so what is ended stays ended.
-    let txn = Txn {
-        compares: vec![],
-        operations: vec![Operation::Delete {
-            key: keys::spec(&id),
-        }],
-    };
-    gateway
-        .store
-        .txn(txn)
-        .await
-        .map_err(|error| store_error(&error))?;
-    gateway.end(&id, 0).await?;
+    gateway.forget(&id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
