@@ -132,18 +132,38 @@ fn a_dry_run_lists_and_kills_nothing() {
     assert_eq!(engine.alive(), [id]);
 }
 
+/// The PIDs of a container, below a heading, as soon as it has so many.
+fn until_processes(engine: &TestEngine, id: &str, count: usize) -> String {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let pids = engine.docker(&["top", id, "-o", "pid"]);
+        if pids.lines().count() > count {
+            return pids;
+        }
+        assert!(Instant::now() < deadline, "its processes run: {pids}");
+    }
+}
+
+/// A container whose init passes signals on. It does so from when it has a child: earlier it is an init like others,
+/// which the kernel spares a SIGTERM.
+fn with_init(engine: &TestEngine) -> String {
+    let id = engine.run(&["--init"], SLEEPER);
+    until_processes(engine, &id, 2);
+    id
+}
+
 #[test]
 fn sigterm_comes_first_where_there_is_a_grace() {
     let Some(engine) = shared() else {
         return;
     };
-    let heeds = engine.run(&["--init"], SLEEPER);
+    let heeds = with_init(&engine);
     let began = Instant::now();
     reap_own(&engine, &["--grace", "20s"]);
     assert!(began.elapsed() < Duration::from_secs(15), "not waited for");
     assert_eq!(engine.field(&heeds, "State.ExitCode"), "143");
     // A paused one is let go on to take its SIGTERM.
-    let paused = engine.run(&["--init"], SLEEPER);
+    let paused = with_init(&engine);
     engine.docker(&["pause", &paused]);
     reap_own(&engine, &["--grace", "20s"]);
     assert_eq!(engine.field(&paused, "State.ExitCode"), "143");
@@ -160,13 +180,7 @@ fn a_container_without_a_pid_namespace_dies_whole() {
     };
     let script = "sleep 1001 & sleep 1002 & wait";
     let id = engine.run(&["--pid", "host"], &["sh", "-c", script]);
-    let top = || engine.docker(&["top", &id, "-o", "pid"]);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let mut pids = top();
-    while pids.lines().count() < 4 {
-        assert!(Instant::now() < deadline, "its children run: {pids}");
-        pids = top();
-    }
+    let pids = until_processes(&engine, &id, 3);
     let report = reap_own(&engine, &[]);
     assert_eq!(report["proven"], 1);
     for pid in pids.lines().skip(1) {
