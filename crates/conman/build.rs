@@ -13,7 +13,8 @@ fn main() {
         .all(|name| built.join(name).is_file() && built.join(format!("{name}.gz")).is_file());
     if is_whole {
         println!("cargo:rustc-cfg=console_built");
-        println!("cargo:rustc-env=CONMAN_CONSOLE={}", built.display());
+        // Cargo sets it for tests and `cargo run` as well, so no key of conman may have this name.
+        println!("cargo:rustc-env=BUILT_CONSOLE={}", built.display());
         println!("cargo:rerun-if-changed={}", built.display());
     } else {
         // A path that is not there would have this run at every build: its directory tells when it comes.

@@ -27,8 +27,8 @@ macro_rules! file {
         File {
             path: $path,
             content_type: $content_type,
-            plain: include_bytes!(concat!(env!("CONMAN_CONSOLE"), "/", $name)),
-            packed: include_bytes!(concat!(env!("CONMAN_CONSOLE"), "/", $name, ".gz")),
+            plain: include_bytes!(concat!(env!("BUILT_CONSOLE"), "/", $name)),
+            packed: include_bytes!(concat!(env!("BUILT_CONSOLE"), "/", $name, ".gz")),
         }
     };
 }
