@@ -93,6 +93,24 @@ pub struct Host {
     pub record: HostRecord,
 }
 
+#[cfg(test)]
+impl Host {
+    /// Any host of this name, which is in this state.
+    pub(crate) fn example(id: &str, state: HostState) -> Self {
+        Self {
+            id: id.parse().unwrap(),
+            incarnation: Incarnation(1),
+            record: HostRecord {
+                address: "unix:/x".into(),
+                boot_id: String::new(),
+                state,
+                capacity: 9,
+                process: 1,
+            },
+        }
+    }
+}
+
 /// An owner as read from the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {

@@ -52,26 +52,12 @@ impl Loads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Incarnation;
-    use crate::keys::HostRecord;
 
     #[test]
     fn a_probe_is_placed_at_home_and_elsewhere_only_while_its_host_takes_nothing() {
         let host = |name: &str, state| {
-            let record = HostRecord {
-                address: "unix:/x".into(),
-                boot_id: String::new(),
-                state,
-                capacity: 9,
-                process: 1,
-            };
-            let (id, incarnation): (HostId, _) = (name.parse().unwrap(), Incarnation(1));
-            let host = Host {
-                id: id.clone(),
-                incarnation,
-                record,
-            };
-            (id, host)
+            let host = Host::example(name, state);
+            (host.id.clone(), host)
         };
         let (idle, full): (HostId, HostId) = ("idle".parse().unwrap(), "full".parse().unwrap());
         let active = [

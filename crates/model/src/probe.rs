@@ -192,29 +192,13 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Incarnation;
-    use crate::keys::HostRecord;
 
     fn name(text: &str) -> HostId {
         text.parse().unwrap()
     }
 
     fn hosts(states: &[(&str, HostState)]) -> BTreeMap<HostId, Host> {
-        let host = |(id, state): &(&str, HostState)| {
-            let record = HostRecord {
-                address: "unix:/x".into(),
-                boot_id: String::new(),
-                state: *state,
-                capacity: 1,
-                process: 1,
-            };
-            let host = Host {
-                id: name(id),
-                incarnation: Incarnation(1),
-                record,
-            };
-            (name(id), host)
-        };
+        let host = |(id, state): &(&str, HostState)| (name(id), Host::example(id, *state));
         states.iter().map(host).collect()
     }
 

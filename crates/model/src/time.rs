@@ -36,3 +36,8 @@ clock! {
     /// Nanoseconds of CLOCK_MONOTONIC_RAW: not slewed by NTP. Observation of others is on it.
     RawTime
 }
+
+/// A duration as the wire and the logs have it; of one that is longer than they can say, the longest.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

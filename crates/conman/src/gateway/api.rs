@@ -24,6 +24,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use http::{Method, Uri};
 use model::api::{Refusal, RefusalCode};
 use model::store::StoreError;
+use model::time::milliseconds;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -280,11 +281,11 @@ impl GraceQuery {
         };
         let grace = stuck::query::parse_duration(text)
             .map_err(|why| Refusal::new(RefusalCode::BadRequest, format!("grace: {why}")))?;
-        Ok(Some(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)))
+        Ok(Some(milliseconds(grace)))
     }
 
     fn milliseconds(&self, default: Duration) -> Answer<u64> {
-        let default = u64::try_from(default.as_millis()).unwrap_or(u64::MAX);
+        let default = milliseconds(default);
         Ok(self.given_milliseconds()?.unwrap_or(default))
     }
 }

@@ -137,8 +137,8 @@ async fn serve_client(
     .await;
 }
 
-/// Serves one client who has been let in. The tracker holds a token for each of its requests, and its first one for the client, until
-/// the gateway stops and a request is here.
+/// Serves one client who has been let in. `unanswered` counts its requests until each has its answer; `newcomer`, a token of that, is
+/// held until the client goes, or the gateway stops and the client's first request is here.
 pub(super) async fn serve_stream(
     gateway: Arc<Gateway>,
     router: Router,

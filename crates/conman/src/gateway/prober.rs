@@ -24,6 +24,7 @@ use model::id::{HostId, ReplId};
 use model::keys;
 use model::probe::{self, Attempted, EVERY, Effect, Reach, Roster};
 use model::spec::{Image, Limits, Spec};
+use model::timing::OVERRUN_STUCK_AFTER;
 use model::wire::node::StopRequest;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -37,8 +38,6 @@ use crate::node::Stream;
 
 /// How long a store that did not answer is left alone.
 const RETRY: Duration = Duration::from_secs(1);
-/// What an attempt may take beyond the gateway's own patience: then the gateway itself hangs.
-const OVERRUN_MAX: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Where probes listen.
@@ -212,7 +211,8 @@ impl Prober {
 
     /// One attempt, as a user's browser would make it.
     async fn attempt(&self, repl: &ReplId) -> (Attempted, String) {
-        let patience = self.gateway.config.park + OVERRUN_MAX;
+        // Beyond that the gateway itself hangs.
+        let patience = self.gateway.config.park + OVERRUN_STUCK_AFTER;
         match tokio::time::timeout(patience, self.get(repl)).await {
             Ok(Ok(answered)) => answered,
             Ok(Err(error)) => (Attempted::Failed, format!("{error:#}")),

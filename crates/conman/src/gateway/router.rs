@@ -18,6 +18,7 @@ use model::id::{HostId, ReplId, Ticket};
 use model::keys::{self, Host};
 use model::routing::{self, Effect, Event, Joined, NoWay, Resolution};
 use model::store::StoreError;
+use model::time::milliseconds;
 use model::timing::RESOLVE_MAX;
 use model::wire::node::{NodeRefusal, OpenKind, OpenRequest};
 use tokio::sync::{mpsc, oneshot};
@@ -242,7 +243,7 @@ impl Driver {
                         repl: caller.repl.clone(),
                         epoch,
                         kind: caller.kind.clone(),
-                        wait_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+                        wait_ms: milliseconds(left),
                     };
                     caller.ask = Some(AbortOnDropHandle::new(tokio::spawn(async move {
                         let answer = node_client::open(&dialer, &host, &request).await;

@@ -8,6 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use model::id::{Epoch, HostId, ReplId};
+use model::time::milliseconds;
 use model::wire::node::OpenKind;
 use serde::{Deserialize, Serialize};
 use tokio_tungstenite::WebSocketStream;
@@ -193,7 +194,7 @@ async fn say_moved(
     epoch: Epoch,
     began: Instant,
 ) -> Result<(), axum::Error> {
-    let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let milliseconds = milliseconds(began.elapsed());
     let line = format!("\r\n[conman] moved to {host} in {milliseconds} ms\r\n");
     client.send(ws::Message::Binary(line.into())).await?;
     let notice = Notice::Moved {

@@ -10,6 +10,7 @@ use model::host::container::Ticket;
 use model::host::{Answer, Death, DrainOrder, Effect, Event, Host};
 use model::id::{ContainerId, Epoch, Incarnation, ReplId};
 use model::time::BootTime;
+use model::time::milliseconds;
 use model::timing::KILL_STUCK_AFTER;
 use model::wire::node::{
     ContainerStatus, HandedOff, HandedOffAnswer, HostStatus, NodeEvent, NodeRefusal,
@@ -407,7 +408,7 @@ impl Actor {
         HostStatus {
             host: self.host.id().clone(),
             incarnation: self.host.lease().incarnation(now),
-            lease_margin_ms: u64::try_from(margin.as_millis()).unwrap_or(u64::MAX),
+            lease_margin_ms: milliseconds(margin),
             draining: self.host.is_draining(),
             conman_pid: std::process::id(),
             keeper_pid: self.keeper_pid,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::id::Revision;
+use model::time::milliseconds;
 use model::timing::STORE_UNREACHABLE_AFTER;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -134,7 +135,7 @@ impl Reached {
             }
             Some(Said::Back { after }) => {
                 self.unreachable.set(0);
-                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                let after_ms = milliseconds(after);
                 tracing::warn!(after_ms, "the store can be reached again");
             }
         }

@@ -42,6 +42,18 @@ async fn metric(fleet: &Fleet, name: &str, labels: &[&str]) -> f64 {
         .sum()
 }
 
+/// Asks again until the metric has come so far, and gives it.
+async fn until_at_least(fleet: &Fleet, least: f64, name: &str, labels: &[&str]) -> f64 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let value = metric(fleet, name, labels).await;
+        if value >= least {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{value}\n{}", fleet.log());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_host_is_probed_at_home_and_its_loss_is_measured_apart_from_users() {
     let Some(fleet) = Fleet::native(&["--hosts", "3", "--probe-hosts", "64"]) else {
@@ -50,27 +62,17 @@ async fn every_host_is_probed_at_home_and_its_loss_is_measured_apart_from_users(
     for host in ["host-1", "host-2", "host-3"] {
         runs_where(&fleet, host, |at| at == host).await;
     }
-    let reached = async || metric(&fleet, "conman_probe_attempts_total", &["outcome=\"ok\""]).await;
-    let deadline = Instant::now() + PATIENCE;
-    while reached().await < 6.0 {
-        assert!(Instant::now() < deadline, "{}", fleet.log());
-    }
+    let attempts = "conman_probe_attempts_total";
+    until_at_least(&fleet, 6.0, attempts, &["outcome=\"ok\""]).await;
 
     // A conman that hangs: its probe is started elsewhere, and how long that took is known.
     let row = fleet.hosts().await.remove("host-2").unwrap();
     let hung = row["conman_pid"].as_i64().unwrap();
     fleet.signal(hung, libc::SIGSTOP);
     runs_where(&fleet, "host-2", |at| at != "host-2").await;
-    let deadline = Instant::now() + PATIENCE;
-    let longest = async || metric(&fleet, "conman_probe_longest_seconds", &[]).await;
     // The host's deadline is three seconds after its last renewal, of which there are two in a second.
-    while longest().await < 2.0 {
-        assert!(Instant::now() < deadline, "{}", fleet.log());
-    }
-    eprintln!(
-        "a hung conman: its probe was out of reach for {} s",
-        longest().await
-    );
+    let longest = until_at_least(&fleet, 2.0, "conman_probe_longest_seconds", &[]).await;
+    eprintln!("a hung conman: its probe was out of reach for {longest} s");
     let bucket = "conman_probe_stuck_seconds_bucket";
     let above = metric(&fleet, bucket, &["le=\"+Inf\""]).await
         - metric(&fleet, bucket, &["le=\"2.0\""]).await;

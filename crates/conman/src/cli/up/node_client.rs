@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use model::time::milliseconds;
 use model::wire::node::{DrainCause, DrainReport, DrainRequest};
 
 use crate::node::{self, Address, Dialer};
@@ -13,7 +14,6 @@ pub(in crate::cli) async fn preempt(
     address: &Address,
     budget: Option<Duration>,
 ) -> anyhow::Result<DrainReport> {
-    let milliseconds = |budget: Duration| u64::try_from(budget.as_millis()).unwrap_or(u64::MAX);
     let request = DrainRequest {
         cause: DrainCause::Preemption,
         budget_ms: budget.map(milliseconds),

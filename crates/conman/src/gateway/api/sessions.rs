@@ -12,6 +12,7 @@ use http::{Method, header};
 use hyper::body::Incoming;
 use model::api::{Refusal, RefusalCode};
 use model::id::{Epoch, ReplId, Revision};
+use model::time::milliseconds;
 use model::wire::node::{ExecAnswer, ExecRequest, OpenKind};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -57,7 +58,7 @@ pub(in crate::gateway) async fn exec(
     if body.command.is_empty() {
         return Err(Refusal::new(RefusalCode::BadRequest, "command: must name a program").into());
     }
-    let default_ms = u64::try_from(EXEC_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+    let default_ms = milliseconds(EXEC_TIMEOUT);
     let session = Session::begin(&gateway, id.clone());
     let mut ask = ExecRequest {
         repl: id,

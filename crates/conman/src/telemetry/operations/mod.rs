@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use await_tree::InstrumentAwait;
 use model::api::{Refusal, RefusalCode};
+use model::time::milliseconds;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -236,7 +237,7 @@ impl Operations {
             kind,
             subject: subject.to_string(),
             begun: Instant::now(),
-            patience_ms: AtomicU64::new(report::milliseconds(patience)),
+            patience_ms: AtomicU64::new(milliseconds(patience)),
             stage: AtomicU8::new(Stage::Begun as u8),
             staged_us: AtomicU64::new(0),
             thread: AtomicU32::new(0),
@@ -288,7 +289,7 @@ impl Operations {
 #[cfg(feature = "faults")]
 pub(crate) fn hurry(patience: Duration) {
     if let Some(entry) = current() {
-        let patience_ms = report::milliseconds(patience);
+        let patience_ms = milliseconds(patience);
         entry.patience_ms.store(patience_ms, Ordering::Relaxed);
     }
 }

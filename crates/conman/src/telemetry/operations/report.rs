@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use model::time::milliseconds;
 use model::timing::WATCHDOG_CIRCLE_AFTER;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -203,10 +204,6 @@ pub struct FleetReport {
     pub processes: Vec<Report>,
     /// The hosts that do not.
     pub unreachable: Vec<String>,
-}
-
-pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Entry {

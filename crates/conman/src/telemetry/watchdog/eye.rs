@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use model::timing::WATCHDOG_LOOK_EVERY;
 
 use super::decider::{Decider, Order, Seen, SeenOperation};
-use super::hand::{Batch, Deed, Done};
+use super::hand::{Batch, Deed};
 use super::{Restart, Verdict, Watched};
 use crate::telemetry::leaf::Blind;
 use crate::telemetry::locks;
@@ -129,7 +129,7 @@ impl Eye {
             }),
         });
         let deeds = deeds.collect();
-        let (done, is_done) = Done::new();
+        let (done, is_done) = mpsc::channel();
         // The hand ends only with the eye.
         let told = self.hand.send(Batch { deeds, done });
         let is_end = |order: &Order| matches!(order, Order::Restart(_));
@@ -138,7 +138,8 @@ impl Eye {
         }
         self.verdict.is_hopeless.store(true, Ordering::Relaxed);
         if told.is_ok() {
-            is_done.wait(LAST_WORDS_MAX);
+            // It is done, or takes too long.
+            let _ = is_done.recv_timeout(LAST_WORDS_MAX);
         }
         if let Some(restart) = self.restart() {
             restart();

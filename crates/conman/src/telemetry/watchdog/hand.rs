@@ -1,7 +1,7 @@
 //! The thread that does what the eye decides, and may wait for it.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use super::Watched;
@@ -14,7 +14,8 @@ const DUMP_EVERY: Duration = Duration::from_secs(10);
 /// What the eye wants done after one look.
 pub(super) struct Batch {
     pub(super) deeds: Vec<Deed>,
-    pub(super) done: Done,
+    /// Its drop says that all is done; no word is ever sent.
+    pub(super) done: Sender<()>,
 }
 
 /// One thing that it wants done.
@@ -27,26 +28,6 @@ pub(super) enum Deed {
     Tell,
     /// Write down why the process is given up.
     GiveUp { why: Hopeless, is_restarted: bool },
-}
-
-/// Says, when it is dropped, that a batch is done.
-pub(super) struct Done(#[allow(dead_code, reason = "its drop is the word")] Sender<()>);
-
-/// Waits for that.
-pub(super) struct IsDone(Receiver<()>);
-
-impl Done {
-    pub(super) fn new() -> (Self, IsDone) {
-        let (word, waits) = mpsc::channel();
-        (Self(word), IsDone(waits))
-    }
-}
-
-impl IsDone {
-    pub(super) fn wait(self, patience: Duration) {
-        // No word is ever sent: it is done, or takes too long.
-        let _ = self.0.recv_timeout(patience);
-    }
 }
 
 pub(super) fn start(watched: Arc<Vec<Watched>>) -> std::io::Result<Sender<Batch>> {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use model::time::milliseconds;
 use model::timing::{WATCHDOG_ABSENT_MAX, WATCHDOG_LOOK_EVERY};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -87,7 +88,7 @@ impl Verdict {
     }
 
     fn looks(&self) {
-        let now_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now_ms = milliseconds(self.began.elapsed());
         self.looked_ms.store(now_ms, Ordering::Relaxed);
     }
 
