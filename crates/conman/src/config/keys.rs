@@ -88,6 +88,13 @@ file! {
     stuck_database: PathBuf,
     stuck_files: TextList,
     stuck_stdin: bool,
+    stuck_journal: TextList,
+    stuck_journal_directory: PathBuf,
+    stuck_loki: String,
+    stuck_loki_query: String,
+    stuck_loki_tenant: String,
+    stuck_loki_authorization_file: PathBuf,
+    stuck_since: String,
     stuck_format: String,
     stuck_entity: String,
     stuck_time: String,
@@ -202,10 +209,24 @@ keys! {
         stuck_listen: String = "CONMAN_STUCK_LISTEN", "ADDRESS";
         /// Where it keeps what it has counted [default: stuck.db in the state directory]
         stuck_database: PathBuf = "CONMAN_STUCK_DATABASE", "FILE";
-        /// Logs to follow, with commas; they may be rotated and truncated
+        /// Logs to follow, with commas; they may be rotated and truncated. One with * ? or [ is every file that it matches, now or later
         stuck_files: TextList = "CONMAN_STUCK_FILES", "FILES";
         /// Whether to read standard input [default: false]
         stuck_stdin: bool = "CONMAN_STUCK_STDIN", "BOOL";
+        /// Parts of systemd's journal, with commas: units, or matches as in SYSLOG_IDENTIFIER=gate
+        stuck_journal: TextList = "CONMAN_STUCK_JOURNAL", "UNITS";
+        /// Where the journal's files are [default: this machine's journal]
+        stuck_journal_directory: PathBuf = "CONMAN_STUCK_JOURNAL_DIRECTORY", "DIR";
+        /// The address of a Grafana Loki, as in `https://loki.example:3100`
+        stuck_loki: String = "CONMAN_STUCK_LOKI", "URL";
+        /// What to ask Loki for, as in {app="gateway"}
+        stuck_loki_query: String = "CONMAN_STUCK_LOKI_QUERY", "LOGQL";
+        /// Loki's tenant, where it has several
+        stuck_loki_tenant: String = "CONMAN_STUCK_LOKI_TENANT", "TENANT";
+        /// A file with what Loki wants in the header Authorization, as in Bearer …
+        stuck_loki_authorization_file: PathBuf = "CONMAN_STUCK_LOKI_AUTHORIZATION_FILE", "FILE";
+        /// How far back the first reading of the journal or of Loki begins [default: 1h]
+        stuck_since: String = "CONMAN_STUCK_SINCE", "DURATION";
         /// The format of lines, as in `stuck report` [default: auto]
         stuck_format: String = "CONMAN_STUCK_FORMAT", "NAME";
         /// The field that names the entity; FIELD~REGEX takes the part in the first group

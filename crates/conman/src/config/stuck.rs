@@ -14,10 +14,13 @@ use super::{
     Common, CommonKeys, ConfigError, File, StuckKeys, Surroundings, TextList, absolute, address_of,
     bad,
 };
-use crate::tracker::{self, Source, SourceKind};
+use crate::tracker::{self, Journal, Loki, Source, SourceKind};
 
 /// Where a tracker listens when nothing is said.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
+
+/// How far back the first reading begins, of what has no beginning of its own.
+const SINCE: Duration = Duration::from_secs(3600);
 
 /// A tracker of its own.
 #[derive(Debug, Clone)]
@@ -86,7 +89,7 @@ impl Stuck {
             return Err(bad("stuck_gap", "must be longer than nothing"));
         }
         let query = Arc::new(query(&keys)?);
-        let kinds = sources(&keys)?;
+        let kinds = sources(&keys, rules.lateness)?;
         let sources = kinds.into_iter().map(|(name, kind)| Source {
             name,
             audience: Audience::User,
@@ -156,7 +159,7 @@ fn query(keys: &StuckKeys) -> Result<Query, ConfigError> {
 }
 
 /// Every source, with its name.
-fn sources(keys: &StuckKeys) -> Result<Vec<(String, SourceKind)>, ConfigError> {
+fn sources(keys: &StuckKeys, lateness: Duration) -> Result<Vec<(String, SourceKind)>, ConfigError> {
     let mut sources = Vec::new();
     let files = keys
         .stuck_files
@@ -164,26 +167,125 @@ fn sources(keys: &StuckKeys) -> Result<Vec<(String, SourceKind)>, ConfigError> {
         .map_or(Vec::new(), TextList::into_vec);
     for text in files {
         let path = absolute("stuck_files", PathBuf::from(text))?;
+        let name = path.display().to_string();
+        if name.contains(['*', '?', '[']) {
+            glob::Pattern::new(&name).map_err(|error| {
+                bad(
+                    "stuck_files",
+                    format!("{name} is no pattern: {}", error.msg),
+                )
+            })?;
+            sources.push((name.clone(), SourceKind::Files(name)));
+            continue;
+        }
         let directory = path.parent().filter(|directory| directory.is_dir());
         if path.file_name().is_none() || path.is_dir() || directory.is_none() {
             let reason = format!("{} is no file in a directory that is there", path.display());
             return Err(bad("stuck_files", reason));
         }
-        sources.push((path.display().to_string(), SourceKind::File(path)));
+        sources.push((name, SourceKind::File(path)));
     }
     if keys.stuck_stdin.unwrap_or(false) {
         sources.push(("stdin".to_owned(), SourceKind::StandardInput));
     }
+    let since = duration("stuck_since", &keys.stuck_since, SINCE)?;
+    sources.extend(journals(keys, since)?);
+    sources.extend(loki(keys, since, lateness)?);
     if sources.is_empty() {
         return Err(bad(
             "stuck_files",
-            "there is nothing to follow: give this key, or stuck_stdin",
+            "there is nothing to follow: give this key, stuck_journal, stuck_loki or stuck_stdin",
         ));
     }
     let mut names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(bad("stuck_files", format!("{} is given twice", pair[0])));
+        let is_file = pair[0].starts_with('/');
+        let key = if is_file {
+            "stuck_files"
+        } else {
+            "stuck_journal"
+        };
+        return Err(bad(key, format!("{} is given twice", pair[0])));
     }
     Ok(sources)
+}
+
+fn journals(keys: &StuckKeys, since: Duration) -> Result<Vec<(String, SourceKind)>, ConfigError> {
+    let directory = keys.stuck_journal_directory.clone();
+    let directory = directory
+        .map(|path| absolute("stuck_journal_directory", path))
+        .transpose()?;
+    let wanted = keys.stuck_journal.clone();
+    let wanted = wanted.map_or(Vec::new(), TextList::into_vec);
+    if wanted.is_empty() && directory.is_some() {
+        let reason = "needs stuck_journal, which says what of it to follow";
+        return Err(bad("stuck_journal_directory", reason));
+    }
+    let journal = |of: String| {
+        if of.starts_with('-') || of.is_empty() {
+            let reason = format!("{of:?} is neither a unit nor FIELD=VALUE");
+            return Err(bad("stuck_journal", reason));
+        }
+        let (directory, name) = (directory.clone(), format!("journal {of}"));
+        let journal = Journal {
+            of,
+            directory,
+            since,
+        };
+        Ok((name, SourceKind::Journal(journal)))
+    };
+    wanted.into_iter().map(journal).collect()
+}
+
+fn loki(
+    keys: &StuckKeys,
+    since: Duration,
+    lateness: Duration,
+) -> Result<Option<(String, SourceKind)>, ConfigError> {
+    let Some(url) = keys.stuck_loki.clone() else {
+        let asked = [
+            ("stuck_loki_query", keys.stuck_loki_query.is_some()),
+            ("stuck_loki_tenant", keys.stuck_loki_tenant.is_some()),
+            (
+                "stuck_loki_authorization_file",
+                keys.stuck_loki_authorization_file.is_some(),
+            ),
+        ];
+        let lonely = asked.iter().find(|(_, is_set)| *is_set);
+        return lonely.map_or(Ok(None), |(key, _)| {
+            Err(bad(key, "needs stuck_loki, its address"))
+        });
+    };
+    let is_address = url.parse::<http::Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.query().is_none()
+    });
+    if !is_address {
+        let reason = format!("{url:?} is no address, as in https://loki.example:3100");
+        return Err(bad("stuck_loki", reason));
+    }
+    let query = keys.stuck_loki_query.clone();
+    let query = query.filter(|query| query.trim_start().starts_with('{'));
+    let Some(query) = query else {
+        let reason = r#"must say which lines, beginning with a selector as in {app="gateway"}"#;
+        return Err(bad("stuck_loki_query", reason));
+    };
+    let authorization = keys.stuck_loki_authorization_file.clone();
+    let authorization = authorization
+        .map(|path| absolute("stuck_loki_authorization_file", path))
+        .transpose()?;
+    let loki = Loki {
+        url,
+        query: query.clone(),
+        tenant: keys.stuck_loki_tenant.clone(),
+        authorization,
+        since,
+        lateness,
+    };
+    Ok(Some((
+        format!("loki {query}"),
+        SourceKind::Loki(Box::new(loki)),
+    )))
 }

@@ -85,6 +85,9 @@ const SCHEMA: &str = "
     PRAGMA user_version = 1;
 ";
 
+const JOIN: &str = "INSERT INTO sources (number, name, audience, counts) \
+    VALUES ((SELECT count(*) FROM sources), ?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET audience = ?2";
+
 impl Database {
     /// Opens the database, or makes it. Nobody else can open it until it is dropped.
     ///
@@ -151,13 +154,31 @@ impl Database {
         self.load_all(sources).map_err(|source| self.fail(source))
     }
 
+    /// Makes one source known while others are followed already. Its number is that of [`Live::join`], since both
+    /// count what they know.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn join(&mut self, name: &str, audience: Audience) -> Result<Known, DatabaseError> {
+        let join = || {
+            self.connection.execute(
+                JOIN,
+                params![name, json(&audience)?, json(&SourceCounts::default())?],
+            )?;
+            let known = "SELECT bookmark, place FROM sources WHERE name = ?1";
+            self.connection.query_row(known, [name], |row| {
+                let (bookmark, place) = (row.get(0)?, row.get(1)?);
+                Ok(Known { bookmark, place })
+            })
+        };
+        join().map_err(|source| self.fail(source))
+    }
+
     fn load_all(&mut self, sources: &[(String, Audience)]) -> rusqlite::Result<(Kept, Vec<Known>)> {
         let transaction = self.connection.transaction()?;
         for (name, audience) in sources {
             transaction.execute(
-                "INSERT INTO sources (number, name, audience, counts) \
-                 VALUES ((SELECT count(*) FROM sources), ?1, ?2, ?3) \
-                 ON CONFLICT (name) DO UPDATE SET audience = ?2",
+                JOIN,
                 params![name, json(audience)?, json(&SourceCounts::default())?],
             )?;
         }

@@ -6,8 +6,7 @@
 //!   follower ──┘                     (owns the state)   └─► View ──► /metrics, /v1/stuck
 //! ```
 //!
-//! One thread owns the state and the database; each source has a thread, or a task, that reads it and sends what it
-//! brought. The tracker meets the gateway in its session log alone.
+//! One thread owns the state and the database; each source has a thread that reads it and sends what it brought. The tracker meets the gateway in its session log alone.
 
 mod database;
 mod follow;
@@ -18,6 +17,7 @@ mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stuck::live::{Audience, Rules};
 use stuck::query::Query;
@@ -56,6 +56,40 @@ pub struct Source {
 pub enum SourceKind {
     /// In a file that grows, is rotated, is truncated.
     File(PathBuf),
+    /// In every file that a pattern matches, now or later; each is a source of its own, named by its path.
+    Files(String),
     /// On standard input.
     StandardInput,
+    /// In the journal of systemd.
+    Journal(Journal),
+    /// In Grafana Loki.
+    Loki(Box<Loki>),
+}
+
+/// A part of systemd's journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Journal {
+    /// A unit, or a match as `journalctl` takes it, as in `SYSLOG_IDENTIFIER=gate`.
+    pub of: String,
+    /// Where its files are; none for this machine's own.
+    pub directory: Option<PathBuf>,
+    /// How far back the first reading begins.
+    pub since: Duration,
+}
+
+/// What is asked of a Loki.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loki {
+    /// Its address, as in `https://loki:3100`.
+    pub url: String,
+    /// What is asked for, in LogQL.
+    pub query: String,
+    /// The tenant, where it has several.
+    pub tenant: Option<String>,
+    /// A file with what the header `Authorization` is to say.
+    pub authorization: Option<PathBuf>,
+    /// How far back the first reading begins.
+    pub since: Duration,
+    /// How late an entry may come to Loki and still be found in its place.
+    pub lateness: Duration,
 }

@@ -1,5 +1,6 @@
 //! The thread that owns a tracker's state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -8,9 +9,9 @@ use anyhow::Context;
 use stuck::live::{Event, Live, Read};
 
 use super::database::{Database, Progress};
-use super::follow::{self, Sender};
+use super::follow::{self, Found, Sender};
 use super::view::View;
-use super::{Config, metrics};
+use super::{Config, SourceKind, metrics};
 use crate::telemetry::locks::Mutex;
 
 /// How far the followers may run ahead of the database.
@@ -21,6 +22,15 @@ const TOGETHER_MAX: usize = 256;
 const VIEW_EVERY: Duration = Duration::from_millis(200);
 /// How often it is looked whether a source has fallen silent.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What comes to the owner.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// By the follower of the source with this number.
+    Of(usize, Message),
+    /// There is a file that nobody follows yet.
+    Found(Found),
+}
 
 /// What a follower says.
 #[derive(Debug)]
@@ -53,14 +63,16 @@ impl Tracker {
         failed: impl FnOnce(anyhow::Error) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let mut database = Database::open(&config.database)?;
-        let names: Vec<_> = config
+        let (patterns, sources): (Vec<_>, Vec<_>) = config
             .sources
+            .into_iter()
+            .partition(|source| matches!(source.kind, SourceKind::Files(_)));
+        let names: Vec<_> = sources
             .iter()
             .map(|source| (source.name.clone(), source.audience))
             .collect();
         let (kept, known) = database.load(&names)?;
-        let numbers: Vec<usize> = config
-            .sources
+        let numbers: Vec<usize> = sources
             .iter()
             .filter_map(|source| {
                 kept.sources
@@ -81,16 +93,22 @@ impl Tracker {
             Arc::new(View::of(&live, &numbers)),
         ));
         let (sender, messages) = sync_channel(AHEAD_MAX);
-        for (source, &number) in config.sources.into_iter().zip(&numbers) {
+        for (source, &number) in sources.into_iter().zip(&numbers) {
             let sender = Sender::new(number, sender.clone());
             let name = source.name.clone();
             follow::start(source, known[number].clone(), sender)
                 .with_context(|| format!("follow {name}"))?;
         }
+        for source in patterns {
+            let name = source.name.clone();
+            follow::find(source, sender.clone()).with_context(|| format!("follow {name}"))?;
+        }
         let state = State {
             database,
             live,
             numbers,
+            found: BTreeSet::new(),
+            sender,
             began,
             view: view.clone(),
             is_view_old: false,
@@ -99,7 +117,7 @@ impl Tracker {
         std::thread::Builder::new()
             .name("stuck-tracker".into())
             .spawn(move || {
-                if let Err(error) = state.run(&messages, sender) {
+                if let Err(error) = state.run(&messages) {
                     failed(error);
                 }
             })
@@ -123,6 +141,10 @@ struct State {
     live: Live,
     /// The sources that are followed.
     numbers: Vec<usize>,
+    /// Of these, the files that a pattern matched.
+    found: BTreeSet<usize>,
+    /// For the followers of files that are found later.
+    sender: SyncSender<Said>,
     began: Instant,
     view: Arc<Mutex<Arc<View>>>,
     is_view_old: bool,
@@ -130,12 +152,8 @@ struct State {
 }
 
 impl State {
-    /// Runs for as long as the process does; followers come and go, `_open` keeps the way to here.
-    fn run(
-        mut self,
-        messages: &Receiver<(usize, Message)>,
-        _open: SyncSender<(usize, Message)>,
-    ) -> anyhow::Result<()> {
+    /// Runs for as long as the process does; followers come and go.
+    fn run(mut self, messages: &Receiver<Said>) -> anyhow::Result<()> {
         loop {
             let patience = if self.is_view_old { VIEW_EVERY } else { TICK };
             match messages.recv_timeout(patience) {
@@ -159,9 +177,19 @@ impl State {
         self.is_view_old = true;
     }
 
-    fn take(&mut self, messages: Vec<(usize, Message)>) -> anyhow::Result<()> {
+    fn take(&mut self, messages: Vec<Said>) -> anyhow::Result<()> {
         let mut progress: Vec<(usize, Progress)> = Vec::new();
-        for (number, message) in messages {
+        for said in messages {
+            let (number, message) = match said {
+                Said::Of(number, message) => (number, message),
+                Said::Found(found) => {
+                    // What it goes on from may be among these messages.
+                    self.database.store(&mut self.live, &progress)?;
+                    progress.clear();
+                    self.follow(found)?;
+                    continue;
+                }
+            };
             match message {
                 Message::Read(read, place) => {
                     self.step(Event::Read(number, read));
@@ -179,11 +207,38 @@ impl State {
                 Message::Ended => {
                     tracing::info!(source = self.name(number), "a log has ended");
                     self.step(Event::Ended(number));
+                    if self.found.remove(&number) {
+                        // Whoever names its files by the day would see more and more of them.
+                        self.numbers.retain(|followed| *followed != number);
+                    }
                 }
                 Message::Wrong(problem) => anyhow::bail!("{}: {problem}", self.name(number)),
             }
         }
         self.database.store(&mut self.live, &progress)?;
+        Ok(())
+    }
+
+    fn follow(&mut self, found: Found) -> anyhow::Result<()> {
+        let (name, audience) = (found.name(), found.audience());
+        let known = self.database.join(&name, audience)?;
+        let number = self.live.join(&name, audience);
+        self.is_view_old = true;
+        let sender = Sender::new(number, self.sender.clone());
+        match found.start(&known, sender) {
+            Ok(()) => {
+                self.found.insert(number);
+                self.numbers.push(number);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    source = name,
+                    error = format!("{error:#}"),
+                    "a log cannot be followed"
+                );
+                self.step(Event::Ended(number));
+            }
+        }
         Ok(())
     }
 

@@ -5,3 +5,4 @@
 mod files;
 mod harness;
 mod refusals;
+mod sources;

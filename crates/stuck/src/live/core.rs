@@ -116,6 +116,24 @@ impl Live {
         live
     }
 
+    /// Makes a source known while others are followed already, and gives its number. One of this name that was known
+    /// before goes on.
+    pub fn join(&mut self, name: &str, audience: Audience) -> usize {
+        let known = self.sources.iter().position(|source| source.name == name);
+        let number = known.unwrap_or(self.sources.len());
+        if known.is_none() {
+            self.sources.push(Source {
+                name: name.to_owned(),
+                audience,
+                standing: Standing::Behind,
+                counts: SourceCounts::default(),
+            });
+        }
+        let source = &mut self.sources[number];
+        (source.audience, source.standing) = (audience, Standing::Behind);
+        number
+    }
+
     /// Takes an event. `now` is any clock that does not go back.
     pub fn step(&mut self, event: Event, now: Duration) {
         match event {

@@ -24,12 +24,13 @@ use model::stuck::LogTime;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use stuck::entities::hash;
 use stuck::source::{LINE_BYTES_MAX, read_full_at};
 
 use super::super::owner::Message;
-use super::{BLOCK_BYTES, Feeder, Gone};
+use super::{BLOCK_BYTES, Feeder, Gone, rest};
 
 /// How much of a file's beginning tells it from another one.
 const HEAD_BYTES: u64 = 256;
@@ -106,11 +107,14 @@ pub(super) struct Follower {
     path: PathBuf,
     directory: PathBuf,
     name: OsString,
-    changes: OwnedFd,
+    /// What the directory says; none where there are too many to ask.
+    changes: Option<OwnedFd>,
     feeder: Feeder,
     open: Option<Open>,
     /// Where an earlier process stopped, until the file is found.
     place: Option<Place>,
+    /// Whether there is no more to come once the file is removed.
+    ends_when_removed: bool,
 }
 
 impl Follower {
@@ -122,9 +126,7 @@ impl Follower {
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new(".")).to_owned();
-        let changes =
-            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&changes, &directory, CHANGES)
+        let changes = watch(&directory)
             .map_err(|error| anyhow::anyhow!("watch {}: {error}", directory.display()))?;
         Ok(Self {
             path,
@@ -134,7 +136,16 @@ impl Follower {
             feeder,
             open: None,
             place: place.map(serde_json::from_str).transpose()?,
+            ends_when_removed: false,
         })
+    }
+
+    /// The same, but it ends with its file.
+    pub(super) fn ending_when_removed(self) -> Self {
+        Self {
+            ends_when_removed: true,
+            ..self
+        }
     }
 
     /// Follows it until the tracker ends.
@@ -152,14 +163,24 @@ impl Follower {
             if !is_said && self.feeder.sender.send(message).is_err() {
                 return;
             }
+            if self.ends_when_removed && self.was_removed() {
+                // It is over either way.
+                let _ = self.feeder.sender.send(Message::Ended);
+                return;
+            }
             if self.wait(LOOK_EVERY) == Woken::ByTheLog {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "a thread of its own, and what it waits for is time"
-                )]
-                std::thread::sleep(GATHER);
+                rest(GATHER);
             }
         }
+    }
+
+    /// Whether the file has no name any more, nor has another one its path.
+    fn was_removed(&self) -> bool {
+        let is_nameless = self.open.as_ref().is_none_or(|open| {
+            let metadata = open.file.metadata();
+            metadata.is_ok_and(|metadata| metadata.nlink() == 0)
+        });
+        is_nameless && matches!(opened(&self.path), Ok(None))
     }
 
     /// Returns when the log has changed, or after so long.
@@ -174,7 +195,11 @@ impl Follower {
                 tv_sec: left.as_secs().cast_signed(),
                 tv_nsec: left.subsec_nanos().into(),
             };
-            let mut ready = [PollFd::new(&self.changes, PollFlags::IN)];
+            let asked = self.changes.as_ref();
+            let mut ready: Vec<_> = asked
+                .map(|changes| PollFd::new(changes, PollFlags::IN))
+                .into_iter()
+                .collect();
             // Whatever else ends it early, a signal say, it is asked again.
             let _ = poll(&mut ready, Some(&left));
             if self.has_changed() {
@@ -186,8 +211,11 @@ impl Follower {
     /// Takes what the directory has to say. Others write in it too, the tracker's own database among them: who woke
     /// for that, and wrote for having woken, would never rest.
     fn has_changed(&self) -> bool {
+        let Some(changes) = &self.changes else {
+            return false;
+        };
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(&self.changes, &mut buffer);
+        let mut events = inotify::Reader::new(changes, &mut buffer);
         let mut is_about_the_log = false;
         // It ends with an error, that there is no more.
         while let Ok(event) = events.next() {
@@ -255,11 +283,9 @@ impl Follower {
             let entry = entry?;
             let (name, own) = (entry.file_name(), self.name.as_encoded_bytes());
             let rest = name.as_encoded_bytes().strip_prefix(own);
-            let is_rotated = rest.is_some_and(|rest| {
-                matches!(rest, [b'.' | b'-', digits @ ..]
-                    if !digits.is_empty() && digits.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-'))
-            });
-            if is_rotated && let Ok(metadata) = entry.metadata() {
+            if rest.is_some_and(is_rotated)
+                && let Ok(metadata) = entry.metadata()
+            {
                 found.push((entry.path(), changed(&metadata)));
             }
         }
@@ -343,6 +369,26 @@ impl Follower {
             }
             size = BLOCK_BYTES;
         }
+    }
+}
+
+/// Whether a name that goes on so after a log's own is that of a file which was rotated away from it.
+pub(super) fn is_rotated(rest: &[u8]) -> bool {
+    matches!(rest, [b'.' | b'-', digits @ ..]
+        if !digits.is_empty() && digits.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-'))
+}
+
+/// What a directory says of its changes; none when no more of them can be asked.
+fn watch(directory: &Path) -> rustix::io::Result<Option<OwnedFd>> {
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let changes = match inotify::init(flags) {
+        // A user may have 128 of these. Who is not told looks.
+        Err(Errno::MFILE) => return Ok(None),
+        made => made?,
+    };
+    match inotify::add_watch(&changes, directory, CHANGES) {
+        Err(Errno::NOSPC) => Ok(None),
+        watched => watched.map(|_| Some(changes)),
     }
 }
 

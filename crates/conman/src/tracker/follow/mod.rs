@@ -1,9 +1,13 @@
 //! Followers: each reads one source without end and sends what it brought, with the place up to which it read.
 
 mod file;
+mod files;
 mod input;
+mod journal;
+mod loki;
 
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use model::stuck::LogTime;
 use serde::Serialize;
@@ -11,8 +15,10 @@ use stuck::live::{Bookmark, Lines, Read};
 use stuck::plan::PlanError;
 
 use super::database::{Known, Progress};
-use super::owner::Message;
+use super::owner::{Message, Said};
 use super::{Source, SourceKind};
+
+pub(super) use self::files::{Found, find};
 
 /// How much is read of a source at a time.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -25,16 +31,17 @@ pub(super) struct Gone;
 #[derive(Debug, Clone)]
 pub(super) struct Sender {
     number: usize,
-    channel: SyncSender<(usize, Message)>,
+    channel: SyncSender<Said>,
 }
 
 impl Sender {
-    pub(super) fn new(number: usize, channel: SyncSender<(usize, Message)>) -> Self {
+    pub(super) fn new(number: usize, channel: SyncSender<Said>) -> Self {
         Self { number, channel }
     }
 
     fn send(&self, message: Message) -> Result<(), Gone> {
-        self.channel.send((self.number, message)).map_err(|_| Gone)
+        let said = Said::Of(self.number, message);
+        self.channel.send(said).map_err(|_| Gone)
     }
 }
 
@@ -114,22 +121,44 @@ fn now() -> LogTime {
     LogTime(i64::try_from(now).unwrap_or_default())
 }
 
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("stuck-follow".into())
+}
+
+/// Waits before something is tried again of which no event tells.
+fn rest(time: Duration) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread of its own, and what it waits for is time"
+    )]
+    std::thread::sleep(time);
+}
+
 /// Begins to follow a source.
 ///
 /// # Errors
 /// When what was kept of it does not fit it any more, or there is no thread for it.
 pub(super) fn start(source: Source, known: Known, sender: Sender) -> anyhow::Result<()> {
-    let thread = std::thread::Builder::new().name("stuck-follow".into());
+    let feeder = |bookmark| Feeder::resume(&source, bookmark, sender);
+    let (bookmark, place) = (known.bookmark.as_deref(), known.place.as_deref());
     match source.kind.clone() {
         SourceKind::File(path) => {
-            let feeder = Feeder::resume(&source, known.bookmark.as_deref(), sender)?;
-            let follower = file::Follower::open(path, known.place.as_deref(), feeder)?;
-            thread.spawn(move || follower.run())?;
+            let follower = file::Follower::open(path, place, feeder(bookmark)?)?;
+            thread().spawn(move || follower.run())?;
         }
+        SourceKind::Journal(journal) => {
+            let follower = journal::Follower::new(journal, place, feeder(bookmark)?)?;
+            thread().spawn(move || follower.run())?;
+        }
+        SourceKind::Loki(loki) => {
+            let follower = loki::Follower::new(*loki, place, feeder(bookmark)?)?;
+            thread().spawn(move || follower.run())?;
+        }
+        SourceKind::Files(pattern) => anyhow::bail!("{pattern} is many sources, not one"),
         SourceKind::StandardInput => {
             // What comes this time need not look like what came the last time.
-            let feeder = Feeder::resume(&source, None, sender)?;
-            thread.spawn(move || input::run(feeder))?;
+            let feeder = feeder(None)?;
+            thread().spawn(move || input::run(feeder))?;
         }
     }
     Ok(())
