@@ -6,7 +6,8 @@
 //!   follower ──┘                     (owns the state)   └─► View ──► /metrics, /v1/stuck
 //! ```
 //!
-//! One thread owns the state and the database; each source has a thread that reads it and sends what it brought. The tracker meets the gateway in its session log alone.
+//! One thread owns the state and the database; each source has a thread that reads it and sends what it brought. The
+//! tracker meets the gateway in its session log alone.
 
 mod database;
 mod follow;

@@ -221,6 +221,11 @@ impl State {
 
     fn follow(&mut self, found: Found) -> anyhow::Result<()> {
         let (name, audience) = (found.name(), found.audience());
+        let followed = self.live.sources().position(|source| source.name == name);
+        if followed.is_some_and(|number| self.numbers.contains(&number)) {
+            // Another pattern has it too, or it was named: read twice it would count twice.
+            return Ok(());
+        }
         let known = self.database.join(&name, audience)?;
         let number = self.live.join(&name, audience);
         self.is_view_old = true;

@@ -41,7 +41,9 @@ fn files_by_a_pattern_come_and_go() {
     let logs = folder.path().join("logs");
     std::fs::create_dir_all(logs.join("a")).unwrap();
     let pattern = format!("{}/*/day-*.log", logs.display());
-    let arguments = ["--stuck-files", &pattern, "--stuck-lateness", "0s"];
+    // Another pattern that has the same files changes nothing.
+    let patterns = format!("{pattern},{}/*/*.log", logs.display());
+    let arguments = ["--stuck-files", &patterns, "--stuck-lateness", "0s"];
     let write = |path: &Path, text: String| {
         let mut file = File::options()
             .create(true)

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Journal;
 use super::super::owner::Message;
-use super::{BLOCK_BYTES, Feeder, Gone, now, rest};
+use super::{BLOCK_BYTES, Feeder, Stopped, now, rest};
 
 /// How long after it has failed `journalctl` is started again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -42,24 +42,6 @@ pub(super) struct Follower {
     journal: Journal,
     place: Option<Place>,
     feeder: Feeder,
-}
-
-/// Why reading stopped.
-enum Stopped {
-    Gone,
-    Failed(anyhow::Error),
-}
-
-impl From<Gone> for Stopped {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
-}
-
-impl From<anyhow::Error> for Stopped {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Failed(error)
-    }
 }
 
 /// A program that is ended with what reads it.

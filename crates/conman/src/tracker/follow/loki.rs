@@ -23,7 +23,7 @@ use stuck::stamp::rfc3339;
 
 use super::super::Loki;
 use super::super::owner::Message;
-use super::{Feeder, Gone, LogTime, now, rest};
+use super::{Feeder, LogTime, Stopped, now, rest};
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -110,24 +110,6 @@ pub(super) struct Follower {
     agent: ureq::Agent,
     place: Option<Place>,
     feeder: Feeder,
-}
-
-/// Why asking stopped.
-enum Stopped {
-    Gone,
-    Failed(anyhow::Error),
-}
-
-impl From<Gone> for Stopped {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
-}
-
-impl From<anyhow::Error> for Stopped {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Failed(error)
-    }
 }
 
 impl Follower {

@@ -27,6 +27,24 @@ const BLOCK_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Gone;
 
+/// Why a follower that tries again has stopped reading.
+enum Stopped {
+    Gone,
+    Failed(anyhow::Error),
+}
+
+impl From<Gone> for Stopped {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<anyhow::Error> for Stopped {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// A follower's way to the tracker.
 #[derive(Debug, Clone)]
 pub(super) struct Sender {
