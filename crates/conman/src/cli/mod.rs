@@ -18,11 +18,13 @@ mod log;
 pub mod output;
 mod reap;
 mod repl;
+mod screen;
 mod serve;
 mod service;
 mod shell;
 mod simulate;
 pub mod stuck;
+mod top;
 mod tracker;
 mod up;
 

@@ -60,12 +60,26 @@ impl Output {
         self.line(&value.to_string())
     }
 
+    /// A line that looks like this, where there are colours.
+    pub(super) fn tint(self, text: &str, mood: Mood) -> String {
+        // ECMA-48, Select Graphic Rendition.
+        let code = match mood {
+            _ if !self.colour => return text.to_owned(),
+            Mood::Plain => return text.to_owned(),
+            Mood::Good => 32,
+            Mood::Warning => 33,
+            Mood::Bad => 31,
+        };
+        format!("\u{1B}[{code}m{text}\u{1B}[0m")
+    }
+
     /// Prints rows under a header.
     pub(super) fn table(self, header: &[&str], rows: Vec<Vec<(String, Mood)>>) -> io::Result<()> {
         self.line(&self.render(header, rows))
     }
 
-    fn render(self, header: &[&str], rows: Vec<Vec<(String, Mood)>>) -> String {
+    /// Rows under a header, as text.
+    pub(super) fn render(self, header: &[&str], rows: Vec<Vec<(String, Mood)>>) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_content_arrangement(if self.terminal {

@@ -9,20 +9,15 @@
 //! The terminal is raw from the first frame to the last and is put back on every way out: the guard's
 //! drop covers returns, errors and panics, and the signals that would end the process end the loop instead.
 
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
-
 use anyhow::Context;
 use futures_util::{SinkExt, StreamExt};
 use model::id::ReplId;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::escape::{Escape, Typed};
 use super::exit::Exit;
+use super::screen::{Raw, Signals, keys, show, size};
 use crate::client::Client;
 
 /// What the client says besides keys.
@@ -45,82 +40,6 @@ enum Notice {
     },
     #[serde(other)]
     Other,
-}
-
-/// The terminal in raw mode, until dropped.
-struct Raw {
-    before: Termios,
-}
-
-impl Raw {
-    /// `None` when standard input is no terminal: then its bytes are sent as they are.
-    fn begin() -> io::Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(None);
-        }
-        let before = tcgetattr(stdin.as_fd())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(stdin.as_fd(), OptionalActions::Drain, &raw)?;
-        Ok(Some(Self { before }))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // If the terminal is gone there is nothing to put back.
-        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Drain, &self.before);
-    }
-}
-
-/// The size of the terminal that is looked at, if there is one.
-fn size() -> Option<(u16, u16)> {
-    let size = tcgetwinsize(io::stdout().as_fd())
-        .or_else(|_| tcgetwinsize(io::stdin().as_fd()))
-        .ok()?;
-    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
-}
-
-/// What is typed, until the end of the input. The thread is left behind in its read at the end.
-fn keys() -> io::Result<mpsc::Receiver<Vec<u8>>> {
-    let (sender, receiver) = mpsc::channel(16);
-    std::thread::Builder::new()
-        .name("keys".into())
-        .spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) {
-                if sender.blocking_send(buffer[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        })?;
-    Ok(receiver)
-}
-
-fn show(bytes: &[u8]) -> io::Result<()> {
-    let mut screen = io::stdout().lock();
-    screen.write_all(bytes)?;
-    screen.flush()
-}
-
-/// What a terminal's process is told by signals.
-struct Signals {
-    resized: Signal,
-    hung_up: Signal,
-    terminated: Signal,
-    interrupted: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            resized: signal(SignalKind::window_change())?,
-            hung_up: signal(SignalKind::hangup())?,
-            terminated: signal(SignalKind::terminate())?,
-            interrupted: signal(SignalKind::interrupt())?,
-        })
-    }
 }
 
 /// How the loop ended.

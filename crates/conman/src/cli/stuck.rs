@@ -25,7 +25,7 @@ use stuck::{
 };
 
 use super::exit::Exit;
-use super::tracker;
+use super::{top, tracker};
 use crate::config::Surroundings;
 
 /// Everything went well.
@@ -49,7 +49,7 @@ enum StuckCommand {
     /// Follow logs without end, and show on a page of metrics who is stuck
     Serve(Box<tracker::ServeArgs>),
     /// Show who is stuck now, the longest first
-    Top(tracker::TopArgs),
+    Top(top::TopArgs),
 }
 
 /// The options of `conman stuck report`.
@@ -191,7 +191,7 @@ pub fn run(args: StuckArgs, surroundings: &Surroundings) -> anyhow::Result<Exit>
             })
         }
         StuckCommand::Serve(args) => tracker::serve(*args, surroundings),
-        StuckCommand::Top(args) => super::client_runtime()?.block_on(tracker::top(args)),
+        StuckCommand::Top(args) => super::client_runtime()?.block_on(top::top(args)),
     }
 }
 

@@ -27,8 +27,12 @@ pub(crate) struct Serving {
 }
 
 pub(crate) fn serve(state: &Path, arguments: &[&str]) -> Command {
+    serve_on("127.0.0.1:0", state, arguments)
+}
+
+pub(crate) fn serve_on(address: &str, state: &Path, arguments: &[&str]) -> Command {
     let mut command = conman();
-    command.args(["stuck", "serve", "--stuck-listen", "127.0.0.1:0"]);
+    command.args(["stuck", "serve", "--stuck-listen", address]);
     command
         .args(["--log", "warn", "--state"])
         .arg(state)

@@ -6,3 +6,6 @@ mod files;
 mod harness;
 mod refusals;
 mod sources;
+#[path = "../terminal/mod.rs"]
+mod terminal;
+mod top;
