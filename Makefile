@@ -51,7 +51,7 @@ test-observing: ## the rules, every panel's query and the alerts, with Debian's 
 drill: release ## waves of preemptions and crashes under hundreds of sessions for SECONDS (600), as Prometheus and the report see it; figures in target/figures/drill.json
 	scripts/setup observing
 	cargo build --release --locked --package testserver
-	scripts/drill-stuck --seconds $(or $(SECONDS),600)
+	scripts/drill-stuck --seconds $(or $(SECONDS),600) $(ARGS)
 
 .PHONY: lint
 lint: setup-test ## layout, lints, documentation, dependencies

@@ -18,6 +18,9 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OBSERVING = ROOT / "packaging" / "observing"
 PATIENCE_SECONDS = 60
+# The panels of the dashboard that are about a fleet and its prober.
+FLEET_PANELS = ("Probes", "Probes, time out of reach: more than 5 s", "Probes, time out of reach: up to 5 s", "Drains by phase",
+                "Containers' ends by phase", "Lease margin", "Stuck operations")
 
 
 def free_port():

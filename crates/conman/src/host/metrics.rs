@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use model::api::ContainerState;
 use model::wire::node::DrainPhase;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use super::notice;
 
 /// A part of a container's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KillPhase {
     /// From the sending of the signal to proven death.
     Dead,
@@ -22,89 +22,39 @@ pub(super) enum KillPhase {
     Released,
 }
 
-/// [`notice::Kind`] as a label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum NoticeSource {
-    Google,
-    Amazon,
-    Azure,
-    File,
-    Terminate,
-    Http,
-}
+impl KillPhase {
+    const ALL: [Self; 2] = [Self::Dead, Self::Released];
 
-impl From<notice::Kind> for NoticeSource {
-    fn from(kind: notice::Kind) -> Self {
-        match kind {
-            notice::Kind::Google => Self::Google,
-            notice::Kind::Amazon => Self::Amazon,
-            notice::Kind::Azure => Self::Azure,
-            notice::Kind::File => Self::File,
-            notice::Kind::Terminate => Self::Terminate,
-            notice::Kind::Http => Self::Http,
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Released => "released",
         }
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SourceLabel {
-    source: NoticeSource,
-}
-
-/// [`DrainPhase`] as a label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Phase {
-    Closed,
-    Told,
-    Sent,
-    Dead,
-    Released,
-    Started,
-}
-
-impl From<DrainPhase> for Phase {
-    fn from(phase: DrainPhase) -> Self {
-        match phase {
-            DrainPhase::Closed => Self::Closed,
-            DrainPhase::Told => Self::Told,
-            DrainPhase::Sent => Self::Sent,
-            DrainPhase::Dead => Self::Dead,
-            DrainPhase::Released => Self::Released,
-            DrainPhase::Started => Self::Started,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum State {
-    Starting,
-    Running,
-    Destroying,
-    Killing,
-    Releasing,
-}
-
-const STATES: [(State, ContainerState); 5] = [
-    (State::Starting, ContainerState::Starting),
-    (State::Running, ContainerState::Running),
-    (State::Destroying, ContainerState::Destroying),
-    (State::Killing, ContainerState::Killing),
-    (State::Releasing, ContainerState::Releasing),
+const STATES: [(&str, ContainerState); 5] = [
+    ("starting", ContainerState::Starting),
+    ("running", ContainerState::Running),
+    ("destroying", ContainerState::Destroying),
+    ("killing", ContainerState::Killing),
+    ("releasing", ContainerState::Releasing),
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
-    state: State,
+    state: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KillLabel {
-    phase: KillPhase,
+struct PhaseLabel {
+    phase: &'static str,
 }
 
+/// [`notice::Kind`] as a label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DrainLabel {
-    phase: Phase,
+struct SourceLabel {
+    source: &'static str,
 }
 
 /// How a renewal went.
@@ -121,8 +71,8 @@ pub(super) struct Lateness {
 pub struct HostMetrics {
     containers: Family<StateLabel, Gauge>,
     start_seconds: Histogram,
-    kill_seconds: Family<KillLabel, Histogram>,
-    drain_seconds: Family<DrainLabel, Histogram>,
+    kill_seconds: Family<PhaseLabel, Histogram>,
+    drain_seconds: Family<PhaseLabel, Histogram>,
     renew_seconds: Histogram,
     margin_seconds: Histogram,
     pub(super) renewals_failed: Counter,
@@ -158,12 +108,18 @@ impl HostMetrics {
             notice_failures: Family::default(),
             notices: Family::default(),
         };
+        // Zero is a figure too: what first appears with its first event is no increase to Prometheus, and a host drains once.
         for (state, _) in STATES {
-            // Zero is a figure too.
             metrics
                 .containers
                 .get_or_create(&StateLabel { state })
                 .set(0);
+        }
+        for phase in KillPhase::ALL.map(KillPhase::as_str) {
+            drop(metrics.kill_seconds.get_or_create(&PhaseLabel { phase }));
+        }
+        for phase in DrainPhase::ALL.map(DrainPhase::as_str) {
+            drop(metrics.drain_seconds.get_or_create(&PhaseLabel { phase }));
         }
         registry.register(
             "conman_containers",
@@ -233,7 +189,7 @@ impl HostMetrics {
         for (state, by) in [(before, -1), (after, 1)] {
             let label = STATES.iter().find(|(_, other)| Some(*other) == state);
             if let Some((state, _)) = label {
-                let state = StateLabel { state: *state };
+                let state = StateLabel { state };
                 self.containers.get_or_create(&state).inc_by(by);
             }
         }
@@ -244,31 +200,33 @@ impl HostMetrics {
     }
 
     pub(super) fn kill(&self, phase: KillPhase, spent: Duration) {
+        let phase = phase.as_str();
         self.kill_seconds
-            .get_or_create(&KillLabel { phase })
+            .get_or_create(&PhaseLabel { phase })
             .observe(spent.as_secs_f64());
     }
 
     pub(super) fn drained(&self, phase: DrainPhase, after: Duration) {
-        let phase = phase.into();
+        let phase = phase.as_str();
         self.drain_seconds
-            .get_or_create(&DrainLabel { phase })
+            .get_or_create(&PhaseLabel { phase })
             .observe(after.as_secs_f64());
     }
 
     pub(super) fn notice_source(&self, kind: notice::Kind, up: bool) {
         let label = SourceLabel {
-            source: kind.into(),
+            source: kind.as_str(),
         };
-        if !up {
-            self.notice_failures.get_or_create(&label).inc();
-        }
+        self.notice_failures
+            .get_or_create(&label)
+            .inc_by((!up).into());
+        drop(self.notices.get_or_create(&label));
         self.notice_sources.get_or_create(&label).set(up.into());
     }
 
     pub(super) fn notice(&self, kind: notice::Kind) {
         let label = SourceLabel {
-            source: kind.into(),
+            source: kind.as_str(),
         };
         self.notices.get_or_create(&label).inc();
     }
@@ -276,5 +234,32 @@ impl HostMetrics {
     pub(super) fn renewed(&self, lateness: Lateness) {
         self.renew_seconds.observe(lateness.spent.as_secs_f64());
         self.margin_seconds.observe(lateness.margin.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_once_in_a_hosts_life_is_there_as_zero_before() {
+        let mut registry = Registry::default();
+        let metrics = HostMetrics::register(&mut registry);
+        metrics.notice_source(notice::Kind::File, true);
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        let phases = DrainPhase::ALL.map(|phase| {
+            let phase = phase.as_str();
+            format!("conman_drain_seconds_count{{phase=\"{phase}\"}} 0\n")
+        });
+        let others = [
+            "conman_container_kill_seconds_count{phase=\"dead\"} 0\n",
+            "conman_container_kill_seconds_count{phase=\"released\"} 0\n",
+            "conman_notice_source_failures_total{source=\"file\"} 0\n",
+            "conman_notices_total{source=\"file\"} 0\n",
+        ];
+        for line in phases.iter().map(String::as_str).chain(others) {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
     }
 }

@@ -178,6 +178,16 @@ pub enum DrainPhase {
 }
 
 impl DrainPhase {
+    /// Each of them, in their order.
+    pub const ALL: [Self; 6] = [
+        Self::Closed,
+        Self::Told,
+        Self::Sent,
+        Self::Dead,
+        Self::Released,
+        Self::Started,
+    ];
+
     /// As it is written in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
