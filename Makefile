@@ -41,6 +41,11 @@ test: lint ## everything that a change must pass
 	scripts/chaos --witness --conman target/debug/conman
 	SECONDS=15 scripts/chaos --short --conman target/debug/conman
 
+.PHONY: test-clients
+test-clients: ## the clients in clients/ against a fleet of processes that loses hosts: some seconds
+	cargo build --locked --package conman
+	scripts/test-clients
+
 .PHONY: test-observing
 test-observing: ## the rules, every panel's query and the alerts, with Debian's Prometheus and Alertmanager: half a minute
 	scripts/setup observing
