@@ -122,9 +122,9 @@ async fn a_notice_is_acted_on_once_after_any_number_of_failures() {
     };
     assert_eq!((orders, acknowledged.as_str()), (vec![expected], "one"));
     for line in [
-        "conman_notice_source_failures_total{source=\"Azure\"} 10",
-        "conman_notice_source_up{source=\"Azure\"} 1",
-        "conman_notices_total{source=\"Azure\"} 1",
+        "conman_notice_source_failures_total{source=\"azure\"} 10",
+        "conman_notice_source_up{source=\"azure\"} 1",
+        "conman_notices_total{source=\"azure\"} 1",
     ] {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
