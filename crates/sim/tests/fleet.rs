@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sim::fleet::plan::{Beats, Fault, Plan, Rates};
@@ -81,27 +82,48 @@ fn a_silent_machine_and_a_planned_end_take_as_long_as_they_may() {
     assert!(p99("preemption") <= 1_000.0);
 }
 
-/// Run by `scripts/prove`: one seed after another until the time is over, and what all of them showed in one line.
+/// What the long run goes through, in turn.
+fn world(seed: u64) -> Plan {
+    let lasting = |hours: u64, rates| Plan {
+        length: Duration::from_secs(hours * 3_600),
+        rates,
+        ..Plan::new(500, 5_000, seed)
+    };
+    match seed % 4 {
+        // Small fleets in a storm: faults upon faults.
+        0 => stormy(40, 400, seed),
+        // A bad day of a large one.
+        1 => lasting(24, Rates::everything(1.0 / 24.0)),
+        // Months as they are: each machine is hit once by each fault, and its store ten times by each of its own.
+        _ => lasting(24 * 30, Rates::everything(1.0 / (24.0 * 30.0))),
+    }
+}
+
+/// Run by `scripts/prove`: one seed after another on every processor until the time is over, and what all of them showed in
+/// one line.
 #[test]
 #[ignore = "as long as CONMAN_PROVE_SECONDS says"]
 fn the_long_run() {
     let seconds = std::env::var("CONMAN_PROVE_SECONDS").map_or(10.0, |text| text.parse().unwrap());
     let began = Instant::now();
-    let (mut whole, mut seeds) = (Report::default(), 0_u64);
-    while began.elapsed().as_secs_f64() < seconds {
-        seeds += 1;
-        // Small fleets in a storm, and a large one on a usual day, in turn.
-        let plan = if seeds.is_multiple_of(2) {
-            stormy(40, 400, seeds)
-        } else {
-            Plan {
-                length: Duration::from_secs(86_400),
-                rates: Rates::everything(1.0 / 24.0),
-                ..Plan::new(500, 5_000, seeds)
-            }
-        };
-        whole.merge(simulate(&plan, |_| {}));
-    }
+    let next = AtomicU64::new(1);
+    let work = || {
+        let mut part = Report::default();
+        while began.elapsed().as_secs_f64() < seconds {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            part.merge(simulate(&world(seed), |_| {}));
+        }
+        part
+    };
+    let mut whole = Report::default();
+    std::thread::scope(|scope| {
+        let processors = std::thread::available_parallelism().unwrap().get();
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            whole.merge(worker.join().unwrap());
+        }
+    });
+    let seeds = next.into_inner() - 1;
     let host_years = whole.host_seconds / (365.0 * 86_400.0);
     let failover = whole.failover.iter().map(|(cause, durations)| {
         let of = |share| durations.quantile_ms(share);

@@ -139,6 +139,9 @@ impl Fleet {
             }
         }
         let until = self.now + self.lasts(fault, 0);
+        if silences && self.last_silence.is_none_or(|(_, known)| known < until) {
+            self.last_silence = Some((fault, until));
+        }
         let known = self.wrong.entry(fault).or_default();
         *known = until.max(*known);
         if fault == Fault::StoreOutage && self.outage.is_none() {
@@ -242,14 +245,8 @@ impl Fleet {
         if self.zone_lost_at == Some(self.now) && zone {
             return "zone lost";
         }
-        if let Some((fault, _)) = node
-            .last_fault
-            .filter(|(_, until)| until + AFTERMATH_NS > self.now)
-        {
-            return fault.name();
-        }
-        let silences = [Fault::StoreOutage, Fault::SlowLeader, Fault::LateCommit];
-        let of_store = silences.iter().find(|fault| self.is_wrong(**fault));
-        of_store.map_or("nothing", |fault| fault.name())
+        let lately = [node.last_fault, self.last_silence].into_iter().flatten();
+        let mut lately = lately.filter(|(_, until)| until + AFTERMATH_NS > self.now);
+        lately.next().map_or("nothing", |(fault, _)| fault.name())
     }
 }

@@ -95,6 +95,8 @@ struct Fleet {
     /// What is wrong with the store and the watches, and until when.
     wrong: BTreeMap<Fault, u64>,
     outage: Option<Outage>,
+    /// What silenced the store last, and until when.
+    last_silence: Option<(Fault, u64)>,
     /// Where each repl's container is alive.
     alive: Vec<Option<(u32, Epoch)>>,
     /// The highest epoch at which each repl was started.
@@ -132,6 +134,7 @@ impl Fleet {
             watching: BTreeMap::new(),
             wrong: BTreeMap::new(),
             outage: None,
+            last_silence: None,
             alive: vec![None; repls],
             highest: vec![Epoch(0); repls],
             zone_lost_at: None,
