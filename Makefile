@@ -130,6 +130,10 @@ drill-fleet: release ## three nodes, etcd and a load balancer in namespaces: upg
 	cargo build --release --locked --package testserver
 	scripts/drill-fleet
 
+.PHONY: chaos-clocks
+chaos-clocks: ## the same for SECONDS (600) in a virtual machine, whose clocks are stepped and slewed; figures in target/figures/chaos-clocks.json
+	SECONDS=$(or $(SECONDS),600) SEED=$(or $(SEED),1) scripts/chaos-clocks
+
 .PHONY: differential-store
 differential-store: ## many more traces on memory, SQLite and etcd than make test has; SEED=7 for others
 	CONMAN_TEST_DIFFERENTIAL_CASES=500 CONMAN_TEST_SEED=$(or $(SEED),1) scripts/etcd run cargo nextest run --package conman --lib --locked differential

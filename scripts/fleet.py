@@ -17,6 +17,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "target" / "figures"
 PATIENCE_SECONDS = 60
 CLONE_NEWNET = 0x4000_0000
+# Since this kernel, a tmpfs can be mounted with other owners, as a container's workspace is.
+TMPFS_SHIFTS_OWNERS = (6, 3)
 # What nobody has: a frame to it goes to every port of the switch, and is taken by none.
 NOBODY = "02:00:00:00:de:ad"
 
@@ -27,6 +29,11 @@ def say(text):
 
 def run(*command, **options):
     return subprocess.run([str(word) for word in command], check=True, text=True, **options)
+
+
+def kernel():
+    """The running kernel's version: two numbers."""
+    return tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
 def until(what, ask, seconds=PATIENCE_SECONDS):
@@ -248,7 +255,12 @@ class Machines:
 
     def mount(self, directory, size):
         """A disk of its own, of this size, that can be filled."""
-        run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", directory)
+        if kernel() >= TMPFS_SHIFTS_OWNERS:
+            run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", directory)
+        else:
+            disk = directory.with_suffix(".disk")
+            run("mke2fs", "-q", "-t", "ext4", "-m", "0", disk, size, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            run("mount", "-o", "loop", disk, directory)
         self.mounts.append(directory)
 
     def stop(self):

@@ -9,6 +9,8 @@ import time
 
 from fleet import Process, until
 
+from . import clock
+
 KILL, STOP, CONT = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
 
 
@@ -370,6 +372,30 @@ class ForkBomb(OfContainer):
         self.send(KILL)
 
 
+class ClockStepped(Fault):
+    """The time of day, an hour forth or back; and then the other way. It is no part of any rule."""
+
+    def begin(self):
+        self.step = clock.HOUR if self.planned.other % 2 else -clock.HOUR
+        clock.step(self.step)
+
+    def end(self):
+        clock.step(-self.step)
+
+
+def slewed(share):
+    class Slewed(Fault):
+        def begin(self):
+            clock.slew(share)
+            measured = clock.rate()
+            if abs(measured - 1 - share) > 0.02:
+                raise SystemExit(f"chaos: the clocks run at a rate of {measured:.3f}, slewed by {share}")
+
+        def end(self):
+            clock.slew(0)
+    return Slewed
+
+
 FAULTS = {
     "conman_killed": killed("conman"),
     "conman_stopped": stopped("conman"),
@@ -398,4 +424,7 @@ FAULTS = {
     "disk_full": DiskFull,
     "member_disk_full": MemberDiskFull,
     "fork_bomb": ForkBomb,
+    "clock_stepped": ClockStepped,
+    "clock_fast": slewed(clock.SLEW_MAX),
+    "clock_slow": slewed(-clock.SLEW_MAX),
 }

@@ -12,7 +12,7 @@ USABLE_SECONDS_MAX = 40
 SPARING = {
     "conman_killed", "container_killed", "container_stopped", "nodes_apart", "node_deaf_to_node", "member_killed", "member_stopped",
     "leader_killed", "leader_stopped", "leader_slow", "leader_cut_off", "disk_full", "member_disk_full",
-    "fork_bomb",
+    "fork_bomb", "clock_stepped", "clock_fast", "clock_slow",
 }
 # And these end containers, whose users are to be elsewhere after so and so long.
 MOVING = {

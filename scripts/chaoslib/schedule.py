@@ -8,7 +8,7 @@ can be measured; between those are storms of several at once.
 import dataclasses
 import random
 
-NODE, MEMBER, REPL, FLEET = "node", "member", "repl", "fleet"
+NODE, MEMBER, REPL, FLEET, CLOCK = "node", "member", "repl", "fleet", "clock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,14 @@ KINDS = (
     Kind("member_disk_full", MEMBER, 2.0, 4.0),
     Kind("fork_bomb", REPL, 2.0, 3.0),
 )
-BY_NAME = {kind.name: kind for kind in KINDS}
+# All machines of the fleet share one kernel, and its clocks with everything else that runs there: only where these are nobody
+# else's. What owners count by is slewed, what observers count by is not: to each other, all machines' clocks drift.
+CLOCK_KINDS = (
+    Kind("clock_stepped", CLOCK, 2.0, 6.0),
+    Kind("clock_fast", CLOCK, 6.0, 10.0),
+    Kind("clock_slow", CLOCK, 6.0, 10.0),
+)
+BY_NAME = {kind.name: kind for kind in KINDS + CLOCK_KINDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Shape:
     repls: int
 
     def count(self, target):
-        return {NODE: self.nodes, MEMBER: self.members, REPL: self.repls, FLEET: 1}[target]
+        return {NODE: self.nodes, MEMBER: self.members, REPL: self.repls, FLEET: 1, CLOCK: 1}[target]
 
 
 # Of the faults of a storm, so that there is somebody left to recover: fewer than a majority of etcd, not all nodes.
@@ -98,7 +105,7 @@ STORM_FAULTS = (4, 6)
 
 
 def rounds(seed, shape, kinds=KINDS):
-    """All rounds of a seed, without an end."""
+    """All rounds of a seed, without an end. Each storm has its clock where there are kinds of that."""
     draw = random.Random(f"chaos {seed}")
     number = 0
     while True:
@@ -123,8 +130,10 @@ def storm(draw, shape, kinds):
     nodes = draw.sample(range(shape.nodes), shape.nodes - 1)
     repls = draw.sample(range(shape.repls), shape.repls)
     members = [draw.randrange(shape.members)] * STORM_MEMBERS_MAX
-    able = [kind for kind in kinds if kind.storms]
-    faults = []
+    able = [kind for kind in kinds if kind.storms and kind.target != CLOCK]
+    clocks = [kind for kind in kinds if kind.target == CLOCK]
+    # From the beginning, so that the others come while it lasts.
+    faults = [plan(draw, draw.choice(clocks), shape, 0.0)] if clocks else []
     while len(faults) < wanted:
         kind = draw.choice(able)
         # The leader is one of the members.

@@ -8,7 +8,7 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from chaoslib.faults import FAULTS  # noqa: E402
 from chaoslib.report import percentile  # noqa: E402
-from chaoslib.schedule import BY_NAME, KINDS, MEMBER, NODE, REPL, FLEET, Shape, rounds  # noqa: E402
+from chaoslib.schedule import BY_NAME, CLOCK, CLOCK_KINDS, FLEET, KINDS, MEMBER, NODE, REPL, Shape, rounds  # noqa: E402
 from chaoslib.witness import judge  # noqa: E402
 
 SHAPE = Shape(nodes=4, members=3, repls=12)
@@ -25,7 +25,18 @@ class Schedule(unittest.TestCase):
 
     def test_every_kind_comes_alone_in_each_cycle(self):
         alone = [one.faults[0].kind for one in first(2 * len(KINDS)) if one.is_alone]
-        self.assertEqual(sorted(alone), sorted(BY_NAME))
+        self.assertEqual(sorted(alone), sorted(kind.name for kind in KINDS))
+
+    def test_clocks_are_moved_where_they_may_be(self):
+        def clocks(one):
+            return [fault for fault in one.faults if BY_NAME[fault.kind].target == CLOCK]
+
+        self.assertFalse(any(map(clocks, first(200))))
+        kinds = KINDS + CLOCK_KINDS
+        played = list(itertools.islice(rounds(1, SHAPE, kinds), 2 * len(kinds)))
+        self.assertEqual(sorted(one.faults[0].kind for one in played if one.is_alone), sorted(BY_NAME))
+        for storm in (one for one in played if not one.is_alone):
+            self.assertEqual([fault.begins for fault in clocks(storm)], [0.0])
 
     def test_every_kind_can_be_done(self):
         self.assertEqual(set(FAULTS), set(BY_NAME))
