@@ -18,6 +18,7 @@ mod document;
 mod error;
 mod events;
 mod fleet;
+mod frames;
 mod front;
 mod metrics;
 mod node_client;

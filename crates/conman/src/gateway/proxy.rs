@@ -28,6 +28,7 @@ use model::wire::node::{HostStatus, OpenKind};
 
 use super::Gateway;
 use super::error::ApiError;
+use super::frames;
 use super::metrics::Reason;
 use super::open::NoWay;
 use super::pool::{Connection, Server};
@@ -286,12 +287,10 @@ fn finish(
         let container_upgrade = hyper::upgrade::on(&mut answer);
         if let Some(client_upgrade) = client_upgrade {
             let ended = gateway.fleet.ended(connection.host, connection.incarnation);
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = join(client_upgrade, container_upgrade) => {}
-                    () = ended => {}
-                }
-            });
+            let protocol = answer.headers().get(header::UPGRADE);
+            let is_websocket =
+                protocol.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            tokio::spawn(join(client_upgrade, container_upgrade, is_websocket, ended));
         }
         return answer.map(|_| Body::empty());
     }
@@ -300,15 +299,25 @@ fn finish(
     answer.map(Body::new)
 }
 
-/// Both ways, until both sides have ended.
-async fn join(client: OnUpgrade, container: OnUpgrade) {
-    match tokio::try_join!(client, container) {
-        Ok((client, container)) => {
-            let (mut client, mut container) = (TokioIo::new(client), TokioIo::new(container));
-            // How a session ends is the business of its two ends.
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut container).await;
-        }
-        Err(error) => tracing::debug!(%error, "an upgrade that did not come about"),
+/// Both ways, until both sides have ended or the host has.
+async fn join(
+    client: OnUpgrade,
+    container: OnUpgrade,
+    is_websocket: bool,
+    ended: impl Future<Output = ()>,
+) {
+    let (client, container) = match tokio::try_join!(client, container) {
+        Ok((client, container)) => (TokioIo::new(client), TokioIo::new(container)),
+        Err(error) => return tracing::debug!(%error, "an upgrade that did not come about"),
+    };
+    if is_websocket {
+        return frames::join(client, container, ended).await;
+    }
+    let (mut client, mut container) = (client, container);
+    tokio::select! {
+        // How a session ends is the business of its two ends.
+        _ = tokio::io::copy_bidirectional(&mut client, &mut container) => {}
+        () = ended => {}
     }
 }
 

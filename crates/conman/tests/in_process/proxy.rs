@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::fleet::{Fleet, PATIENCE, request, text};
 
@@ -102,9 +103,12 @@ async fn a_websocket_reaches_the_container() {
     let (_, repl) = fleet.api("GET", "/v1/repls/blue", Value::Null).await;
     assert_eq!(repl["sessions"], json!(1));
     fleet.api("POST", "/v1/repls/blue/kill", Value::Null).await;
-    // It is not kept waiting for a container that is dead.
+    // It is not kept waiting for a container that is dead, and told that another takes its place.
     let end = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap();
-    assert!(matches!(end, None | Some(Err(_))), "{end:?}");
+    let Some(Ok(Message::Close(Some(close)))) = end else {
+        panic!("{end:?}");
+    };
+    assert_eq!(close.code, CloseCode::Restart);
     drop(socket);
     fleet.assert_nothing_half_made().await;
 }
