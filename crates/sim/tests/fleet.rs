@@ -57,6 +57,13 @@ fn nothing_is_ever_alive_twice_whatever_goes_wrong() {
     println!("{:?}", report.faults);
 }
 
+/// Its join has written a beat: whoever begins to look at it then has not seen it silent for longer.
+#[test]
+fn a_host_that_crashes_right_after_its_join_is_not_robbed_early() {
+    let report = run(&stormy(40, 400, 68));
+    assert_eq!(report.violations, []);
+}
+
 #[test]
 fn a_silent_machine_and_a_planned_end_take_as_long_as_they_may() {
     let rates = Rates::none()
@@ -111,7 +118,11 @@ fn the_long_run() {
         let mut part = Report::default();
         while began.elapsed().as_secs_f64() < seconds {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            part.merge(simulate(&world(seed), |_| {}));
+            let report = simulate(&world(seed), |_| {});
+            if !report.violations.is_empty() {
+                println!("seed {seed}: {:?}", report.violations);
+            }
+            part.merge(report);
         }
         part
     };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use model::host::{Effect, Event, Ownership};
+use model::id::Revision;
 use model::keys;
 use model::lease::LeaseEffect;
 use model::time::BootTime;
@@ -224,7 +225,12 @@ impl Fleet {
         for _ in before.0..self.store.revision().0 {
             self.wrote(is_beat);
         }
-        if is_beat {
+        // A join and a confirmation write a beat too: who looks from here on must not take it for an older one.
+        let writes_beat = matches!(
+            effect,
+            Effect::Lease(LeaseEffect::Join) | Effect::Confirm { .. } | Effect::Ask { .. }
+        );
+        if is_beat || (writes_beat && self.has_beaten_since(host, before)) {
             self.nodes[host as usize].beaten_at = self.now;
         }
         for event in &mut done.events {
@@ -243,6 +249,13 @@ impl Fleet {
             self.hosts_changed(host);
         }
         done
+    }
+
+    /// Whether its beat was written after this revision.
+    fn has_beaten_since(&self, host: u32, before: Revision) -> bool {
+        let key = keys::beat(&self.nodes[host as usize].id);
+        let item = self.store.now();
+        item.get(&key).is_some_and(|item| item.modified > before)
     }
 
     /// What a host is told changes what the fleet knows of it.
