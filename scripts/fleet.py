@@ -180,6 +180,7 @@ class Node:
             fleet.mount(self.state, size)
         fleet.sign(self.name, self.net.address)
         certificates = fleet.certificates
+        beyond = f'listen = "{self.net.address}:8080"\ntoken_keys = "{fleet.token_keys}"'
         self.config = fleet.scratch / f"{self.name}.toml"
         self.config.write_text(f"""
 state = "{self.state}"
@@ -190,7 +191,7 @@ node_ca = "{certificates}/ca.pem"
 node_certificate = "{certificates}/{self.name}.pem"
 node_key = "{certificates}/{self.name}-key.pem"
 probe_hosts = 0
-{more or f'listen = "{self.net.address}:8080"'}
+{more or beyond}
 
 [store]
 kind = "etcd"
@@ -244,6 +245,9 @@ class Machines:
         self.nets, self.mounts, self.nodes, self.members = [], [], {}, {}
         self.certificates = scratch / "certificates"
         run(conman, "certs", "ca", "--directory", self.certificates, stdout=subprocess.DEVNULL)
+        self.token_keys = scratch / "token-keys"
+        with open(self.token_keys, "w") as file:
+            run(conman, "token", "key", "drill", stdout=file)
 
     def cluster(self):
         return ",".join(f"etcd-{number}=https://10.77.0.{number}:2380" for number in self.member_numbers)

@@ -3,19 +3,23 @@
 //! An answer outside 2xx is [`ClientError::Refused`] with the API's own code; a server that cannot be
 //! connected to is [`ClientError::Unreachable`]. The two are apart because a caller branches on them.
 
+mod tls;
+
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::exchange;
+use crate::node::Stream;
 
 /// Why a request has no answer to go on with.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,9 @@ pub enum ClientError {
         /// Why.
         reason: String,
     },
+    /// What is to be shown there, or trusted, is of no use.
+    #[error("{0}")]
+    BadCredentials(String),
     /// The API said no.
     #[error("{message} ({code})")]
     Refused {
@@ -48,8 +55,24 @@ pub enum ClientError {
 
 /// Where the API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiUrl {
-    authority: String,
+pub enum ApiUrl {
+    /// `http://host:port`.
+    Http(String),
+    /// `https://host:port`.
+    Https(String),
+    /// `unix:/path`: the socket that a gateway has for its own machine.
+    Unix(PathBuf),
+}
+
+/// What a client shows, and whom it trusts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The API's key.
+    pub api_key: Option<String>,
+    /// Who signs the API's certificate; `None` for those whom this machine trusts.
+    pub ca: Option<PathBuf>,
+    /// Our own certificate and its key, where the API wants one of the fleet.
+    pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
 impl FromStr for ApiUrl {
@@ -57,14 +80,26 @@ impl FromStr for ApiUrl {
 
     fn from_str(text: &str) -> Result<Self, ClientError> {
         let bad = || ClientError::BadUrl(text.to_owned());
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err(bad())
+            };
+        }
         let uri: Uri = text.parse().map_err(|_| bad())?;
-        match (uri.scheme_str(), uri.authority(), uri.path(), uri.query()) {
-            (Some("http"), Some(authority), "/", None) if !authority.host().is_empty() => {
-                let port = authority.port_u16().unwrap_or(80);
-                Ok(Self {
-                    authority: format!("{}:{port}", authority.host()),
-                })
-            }
+        let (Some(authority), "/", None) = (uri.authority(), uri.path(), uri.query()) else {
+            return Err(bad());
+        };
+        let place = |port| {
+            let port = authority.port_u16().unwrap_or(port);
+            format!("{}:{port}", authority.host())
+        };
+        match uri.scheme_str() {
+            _ if authority.host().is_empty() => Err(bad()),
+            Some("http") => Ok(Self::Http(place(80))),
+            Some("https") => Ok(Self::Https(place(443))),
             _ => Err(bad()),
         }
     }
@@ -72,7 +107,11 @@ impl FromStr for ApiUrl {
 
 impl fmt::Display for ApiUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority)
+        match self {
+            ApiUrl::Http(authority) => write!(f, "http://{authority}"),
+            ApiUrl::Https(authority) => write!(f, "https://{authority}"),
+            ApiUrl::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -89,18 +128,24 @@ struct RefusalBody {
 }
 
 /// A terminal's or any other WebSocket to the API.
-pub type Socket = WebSocketStream<TcpStream>;
+pub type Socket = WebSocketStream<Stream>;
 
 /// A client of one API.
 #[derive(Debug, Clone)]
 pub struct Client {
     url: ApiUrl,
+    credentials: Credentials,
 }
 
 impl Client {
     /// A client of the API there.
     pub fn new(url: ApiUrl) -> Self {
-        Self { url }
+        Self::with(url, Credentials::default())
+    }
+
+    /// One that shows who it is.
+    pub fn with(url: ApiUrl, credentials: Credentials) -> Self {
+        Self { url, credentials }
     }
 
     /// Where it is.
@@ -108,11 +153,33 @@ impl Client {
         &self.url
     }
 
-    async fn connect(&self) -> Result<TcpStream, ClientError> {
+    /// The name under which the API is asked.
+    fn authority(&self) -> &str {
+        match &self.url {
+            ApiUrl::Http(authority) | ApiUrl::Https(authority) => authority,
+            ApiUrl::Unix(_) => "localhost",
+        }
+    }
+
+    async fn connect(&self) -> Result<Stream, ClientError> {
+        let tls = match &self.url {
+            ApiUrl::Https(_) => {
+                Some(tls::connector(&self.credentials).map_err(ClientError::BadCredentials)?)
+            }
+            _ => None,
+        };
         let connect = async {
-            let stream = TcpStream::connect(&self.url.authority).await?;
+            let stream = match &self.url {
+                ApiUrl::Unix(path) => return Ok(Stream::Unix(UnixStream::connect(path).await?)),
+                ApiUrl::Http(authority) | ApiUrl::Https(authority) => {
+                    TcpStream::connect(authority).await?
+                }
+            };
             stream.set_nodelay(true)?;
-            std::io::Result::Ok(stream)
+            match tls {
+                None => Ok(Stream::Tcp(stream)),
+                Some(tls) => tls::connect(&tls, self.authority(), stream).await,
+            }
         };
         connect.await.map_err(|error| ClientError::Unreachable {
             url: self.url.to_string(),
@@ -134,11 +201,15 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, &self.url.authority)
+            .header(header::HOST, self.authority())
             .header(
                 header::USER_AGENT,
                 concat!("conman/", env!("CARGO_PKG_VERSION")),
             );
+        let request = match &self.credentials.api_key {
+            Some(key) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
+            None => request,
+        };
         let stream = self.connect().await?;
         let response = exchange::send(stream, request, body)
             .await
@@ -174,9 +245,13 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn socket(&self, path: &str) -> Result<Socket, ClientError> {
-        let request = format!("ws://{}{path}", self.url.authority)
+        let mut request = format!("ws://{}{path}", self.authority())
             .into_client_request()
             .map_err(broken)?;
+        if let Some(key) = &self.credentials.api_key {
+            let key = format!("Bearer {key}").parse().map_err(broken)?;
+            request.headers_mut().insert(header::AUTHORIZATION, key);
+        }
         let stream = self.connect().await?;
         match tokio_tungstenite::client_async(request, stream).await {
             Ok((socket, _)) => Ok(socket),
@@ -227,10 +302,13 @@ mod tests {
             "http://fleet.example:80"
         );
         assert_eq!(url("http://[::1]:1").unwrap(), "http://[::1]:1");
+        assert_eq!(url("https://a").unwrap(), "https://a:443");
+        assert_eq!(url("unix:/run/a").unwrap(), "unix:/run/a");
         for bad in [
             "",
             "127.0.0.1:8080",
-            "https://a",
+            "ftp://a",
+            "unix:a",
             "http://",
             "http://a/b",
             "http://a?b",

@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod host;
 pub mod node;
 pub mod reap;
+mod reload;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;

@@ -54,8 +54,16 @@ refusal_codes! {
     BadRequest = "bad_request", 400, Client;
     /// A field of the spec cannot work.
     BadSpec = "bad_spec", 422, Client;
+    /// Who asks has not shown who they are, or not in a way that counts.
+    Unauthorized = "unauthorized", 401, Client;
+    /// Who asks may not do this.
+    Forbidden = "forbidden", 403, Client;
+    /// More requests than one user, or one repl, may have in a second.
+    RateLimited = "rate_limited", 429, Client;
     /// The body is larger than allowed.
     BodyTooLarge = "body_too_large", 413, Client;
+    /// Nothing more of the body came.
+    RequestTimeout = "request_timeout", 408, Client;
     /// The headers are larger than allowed.
     HeadersTooLarge = "headers_too_large", 431, Client;
     /// A page of another origin had its browser send this.
@@ -141,7 +149,7 @@ impl Refusal {
 
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
-        self.code.side() == Side::Platform
+        self.code.side() == Side::Platform || self.code == RefusalCode::RateLimited
     }
 }
 

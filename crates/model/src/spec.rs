@@ -30,6 +30,28 @@ pub struct Spec {
         rename = "idle_timeout_seconds"
     )]
     pub idle_timeout_seconds: Option<u64>,
+    /// Who may open sessions, where gateways ask for tokens.
+    #[serde(default, skip_serializing_if = "Visibility::is_private")]
+    pub visibility: Visibility,
+}
+
+/// Who may open sessions to a repl.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Visibility {
+    /// Whoever shows a token for it.
+    #[default]
+    Private,
+    /// Everybody.
+    Public,
+}
+
+impl Visibility {
+    // Serde gives a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_private(&self) -> bool {
+        *self == Visibility::Private
+    }
 }
 
 /// Limits of one container. The defaults fit 200 containers on a common machine.

@@ -74,7 +74,7 @@ impl Exit {
             return Exit::Usage;
         }
         match error.downcast_ref::<ClientError>() {
-            Some(ClientError::BadUrl(_)) => Exit::Usage,
+            Some(ClientError::BadUrl(_) | ClientError::BadCredentials(_)) => Exit::Usage,
             Some(ClientError::Unreachable { .. }) => Exit::Unreachable,
             _ => Exit::Failed,
         }

@@ -24,6 +24,7 @@ mod service;
 mod shell;
 mod simulate;
 pub mod stuck;
+mod token;
 mod top;
 mod tracker;
 mod up;
@@ -35,7 +36,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::exit::Exit;
 use self::output::Output;
-use crate::client::{ApiUrl, Client, ClientError};
+use crate::client::{ApiUrl, Client, ClientError, Credentials};
 use crate::config::{self, CommonKeys, File, NodeKeys, Surroundings, UpKeys};
 use crate::reap::driver::CannotReap;
 
@@ -81,6 +82,8 @@ enum Command {
     },
     /// Make certificates for the nodes of a small fleet
     Certs(certs::CertsArgs),
+    /// Make keys, and tokens that let users in to repls
+    Token(token::TokenArgs),
     /// Kill this machine's Docker containers by their PIDs, prove it, and let the engine clean up
     Reap(reap::ReapArgs),
     /// Check what this machine offers, and say what each missing thing costs
@@ -178,7 +181,7 @@ impl TiedArgs {
 /// Where the API is and how to print what it says.
 #[derive(Debug, clap::Args)]
 struct ApiArgs {
-    /// Where the API is
+    /// Where the API is: http://, https://, or unix: with the path of the socket that a gateway has for its machine
     #[arg(
         long,
         env = "CONMAN_URL",
@@ -187,6 +190,36 @@ struct ApiArgs {
         global = true
     )]
     url: String,
+    /// The key that it wants; from the variable, for everybody on this machine can read arguments
+    #[arg(
+        long,
+        env = "CONMAN_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        global = true
+    )]
+    api_key: Option<String>,
+    /// Who signs its certificate, in PEM [default: whom this machine trusts]
+    #[arg(long, env = "CONMAN_CA", value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
+    /// A certificate of the fleet to show, in PEM
+    #[arg(
+        long,
+        env = "CONMAN_CERTIFICATE",
+        value_name = "FILE",
+        global = true,
+        requires = "key"
+    )]
+    certificate: Option<PathBuf>,
+    /// Its key, in PEM
+    #[arg(
+        long,
+        env = "CONMAN_KEY",
+        value_name = "FILE",
+        global = true,
+        requires = "certificate"
+    )]
+    key: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -194,7 +227,12 @@ struct ApiArgs {
 
 impl ApiArgs {
     fn client(&self) -> Result<Client, ClientError> {
-        Ok(Client::new(self.url.parse::<ApiUrl>()?))
+        let credentials = Credentials {
+            api_key: self.api_key.clone(),
+            ca: self.ca.clone(),
+            certificate: self.certificate.clone().zip(self.key.clone()),
+        };
+        Ok(Client::with(self.url.parse::<ApiUrl>()?, credentials))
     }
 
     fn output(&self) -> Output {
@@ -225,6 +263,7 @@ pub fn main() -> Exit {
         }
         Command::Reap(args) => args.json,
         Command::Certs(args) => args.json,
+        Command::Token(args) => args.json,
         Command::Sim(args) => args.json,
         Command::Stuck(args) => args.is_json(),
         _ => false,
@@ -279,6 +318,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
         Command::Debug { api, command } => client_runtime()?.block_on(debug::run(api, command)),
         Command::Reap(args) => client_runtime()?.block_on(reap::run(args, began)),
         Command::Certs(args) => certs::run(args),
+        Command::Token(args) => token::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Sim(args) => simulate::run(&args),
         Command::Stuck(args) => stuck::run(args, &surroundings),

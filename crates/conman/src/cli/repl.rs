@@ -10,7 +10,7 @@ use clap::Subcommand;
 use http::Method;
 use http_body_util::BodyExt;
 use model::id::ReplId;
-use model::spec::{Image, Limits, Spec};
+use model::spec::{Image, Limits, Spec, Visibility};
 use model::wire::node::ExecAnswer;
 use serde_json::{Value, json};
 
@@ -111,8 +111,11 @@ pub(super) struct CreateArgs {
     /// Destroy its container after so long without a session, as in 10m
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     idle_timeout: Option<Duration>,
+    /// Let everybody open sessions, also where the gateways ask for tokens
+    #[arg(long)]
+    public: bool,
     /// Read the whole spec from a JSON file instead
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "port", "env", "memory", "cpus", "pids", "idle_timeout", "command"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "port", "env", "memory", "cpus", "pids", "idle_timeout", "public", "command"])]
     spec: Option<PathBuf>,
     /// The program and its arguments
     #[arg(last = true, required_unless_present = "spec", value_name = "COMMAND")]
@@ -184,6 +187,11 @@ impl CreateArgs {
                         pids: self.pids.unwrap_or(defaults.pids),
                     },
                     idle_timeout_seconds: self.idle_timeout.map(|time| time.as_secs()),
+                    visibility: if self.public {
+                        Visibility::Public
+                    } else {
+                        Visibility::Private
+                    },
                 }
             }
         };

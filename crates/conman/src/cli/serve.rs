@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::exit::{CannotStart, Exit};
 use super::service::{self, Roles};
 use crate::config::{self, Common, RuntimeKind};
-use crate::gateway::{self, GatewayMetrics, Preemptor, Prober};
+use crate::gateway::{self, Access, Door, GatewayMetrics, Lock, Preemptor, Prober};
 use crate::host::{self, Fences, HostMetrics};
 use crate::node::{Address, Dialer, Identity};
 use crate::runtime::{self, Kept, RuntimeOptions};
@@ -36,9 +36,6 @@ use crate::telemetry::operations::Operations;
 use crate::telemetry::rendering;
 use crate::telemetry::watchdog::{Restart, Watchdog, Watched};
 use crate::tracker::Tracker;
-
-/// `<repl>.localhost` leads to a repl: browsers take every name below it for this machine.
-const DOMAIN: &str = "localhost";
 
 /// What makes containers for a host, by its configuration.
 pub(super) fn runtime_options(common: &Common, host: &config::Host) -> RuntimeOptions {
@@ -153,7 +150,11 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         let address = listener.local_addr().context("look at the port")?;
         // Whom only this machine reaches, it need not be shown anything.
         let identity = identity.filter(|_| !address.ip().is_loopback());
+        let front = &node.common.gateway;
+        let is_for_users = front.tls.is_some() || front.proxy_protocol;
         known.gateway = Some(match identity {
+            // What stands before it is not for us.
+            _ if is_for_users => Address::Unix(node.common.gateway_socket()),
             Some(_) => Address::Tls(address.to_string()),
             None => Address::Tcp(address.to_string()),
         });
@@ -161,7 +162,7 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         let name = name.unwrap_or_else(|| address.to_string());
         let ways = Ways {
             dialer: dialer.clone(),
-            identity,
+            guard: Guard::open(front, identity)?,
             prober: prober(&node.common, name, node.probe_hosts),
             ..Ways::default()
         };
@@ -304,11 +305,36 @@ fn host_role(
     ))
 }
 
+/// What guards a gateway.
+#[derive(Default)]
+pub(super) struct Guard {
+    lock: Lock,
+    access: Arc<Access>,
+}
+
+impl Guard {
+    /// Reads its files. Of whom no certificate for users is to be shown, one of the fleet is asked, if there is an identity.
+    ///
+    /// # Errors
+    /// The key of the file that is of no use.
+    pub(super) fn open(
+        gateway: &config::Gateway,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Self, config::ConfigError> {
+        let lock = match &gateway.tls {
+            Some(files) => Lock::Tls(Arc::new(config::load_certificate(files.clone())?)),
+            None => identity.map_or(Lock::None, Lock::Fleet),
+        };
+        let access = Arc::new(config::load_access(gateway.access.clone())?);
+        Ok(Self { lock, access })
+    }
+}
+
 /// Who a gateway meets: the hosts, its clients, and the supervisor that it may be a part of.
 #[derive(Default)]
 pub(super) struct Ways {
     pub(super) dialer: Dialer,
-    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) guard: Guard,
     pub(super) preemptor: Option<Arc<dyn Preemptor>>,
     /// What is under way on its ways to repls.
     pub(super) operations: Operations,
@@ -349,7 +375,7 @@ pub(super) fn gateway_role(
     let tracker = start_tracker(common, ways.prober.is_some())?;
     registry.register_collector(tracker.collector());
     let config = gateway::Config {
-        domain: DOMAIN.to_owned(),
+        domain: common.gateway.domain.clone(),
         api_names: common.gateway.api_names.clone(),
         park: PARK_MAX,
         session_log: Some(common.session_log.clone()),
@@ -358,8 +384,19 @@ pub(super) fn gateway_role(
         preemptor: ways.preemptor,
         dialer: ways.dialer,
         operations: ways.operations,
-        identity: ways.identity,
+        door: Door {
+            lock: ways.guard.lock,
+            has_proxy_header: common.gateway.proxy_protocol,
+        },
+        socket: Some(common.gateway_socket()),
+        access: ways.guard.access,
+        body_bytes_max: common.gateway.body_bytes_max,
     };
+    if common.gateway.access.token_keys.is_none() {
+        tracing::info!(
+            "access is off: whoever reaches this gateway, which only this machine does, needs no token"
+        );
+    }
     config.operations.register(&mut registry);
     Ok(gateway::serve(
         config,

@@ -66,6 +66,15 @@ file! {
     cgroup: PathBuf,
     session_log: PathBuf,
     api_names: TextList,
+    domain: String,
+    tls_certificate: PathBuf,
+    tls_key: PathBuf,
+    proxy_protocol: bool,
+    body_bytes_max: String,
+    token_keys: PathBuf,
+    api_keys: PathBuf,
+    user_rate: i64,
+    repl_rate: i64,
     drain_grace: String,
     preemption_grace: String,
     log: String,
@@ -153,6 +162,24 @@ keys! {
         session_log: PathBuf = "CONMAN_SESSION_LOG", "FILE";
         /// Names of the API and the console, with commas, besides localhost and addresses: browsers reach it by no other
         api_names: TextList = "CONMAN_API_NAMES", "NAMES";
+        /// A repl is at its name before this one, as in blue.repl.example, and another port of it at 8001-blue.repl.example [default: localhost]
+        domain: String = "CONMAN_DOMAIN", "NAME";
+        /// What the gateway shows to users' programs, in PEM, with what leads to whom they trust; read again when it changes
+        tls_certificate: PathBuf = "CONMAN_TLS_CERTIFICATE", "FILE";
+        /// Its key, in PEM
+        tls_key: PathBuf = "CONMAN_TLS_KEY", "FILE";
+        /// Whether every connection to the gateway begins with a PROXY header, as a load balancer sends it [default: false]
+        proxy_protocol: bool = "CONMAN_PROXY_PROTOCOL", "BOOL";
+        /// How large the body of a request to a repl may be, as in 64M [default: as its server takes]
+        body_bytes_max: String = "CONMAN_BODY_BYTES_MAX", "BYTES";
+        /// The keys that sign users' tokens for repls, a line each; without it every repl is open, which must be on this machine alone
+        token_keys: PathBuf = "CONMAN_TOKEN_KEYS", "FILE";
+        /// The keys of those who may use the API, a line each; without it whoever reaches the API may
+        api_keys: PathBuf = "CONMAN_API_KEYS", "FILE";
+        /// How many requests a second one user may make, or one address without a token [default: any]
+        user_rate: i64 = "CONMAN_USER_RATE", "N";
+        /// How many requests a second may be made to one repl [default: any]
+        repl_rate: i64 = "CONMAN_REPL_RATE", "N";
         /// From SIGTERM to SIGKILL when a host is drained by an operator [default: 10s]
         drain_grace: String = "CONMAN_DRAIN_GRACE", "DURATION";
         /// From SIGTERM to SIGKILL when a host is drained because its machine is about to be gone [default: 0s]

@@ -26,8 +26,8 @@ use std::time::Duration;
 use model::id::{HostId, NameError};
 use model::timing::{DRAIN_RESERVE, PREEMPTION_NOTICE};
 
-pub use self::gateway::Gateway;
 use self::gateway::GatewayKeys;
+pub use self::gateway::{Gateway, load_access, load_certificate};
 use self::identity::IdentityKeys;
 pub use self::identity::load_identity;
 pub use self::keeper::{Keeper, KeeperKeys};
@@ -106,10 +106,17 @@ impl File {
 /// # Errors
 /// [`ConfigError::UnknownVariable`], with the first.
 pub fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
-    // Not keys, but ours: the file itself, the API's address, and what the tests say to themselves.
+    // Not keys, but ours: the file itself, the API's address and what is shown there, and what the tests say to themselves.
     let known = |name: &str| {
-        matches!(name, "CONMAN_CONFIG" | "CONMAN_URL")
-            || name.starts_with("CONMAN_TEST_")
+        matches!(
+            name,
+            "CONMAN_CONFIG"
+                | "CONMAN_URL"
+                | "CONMAN_API_KEY"
+                | "CONMAN_CA"
+                | "CONMAN_CERTIFICATE"
+                | "CONMAN_KEY"
+        ) || name.starts_with("CONMAN_TEST_")
             || keys::ALL.iter().any(|key| variable(key) == name)
     };
     match names
@@ -331,6 +338,15 @@ impl Common {
         };
         let gateway = GatewayKeys {
             api_names: keys.api_names,
+            domain: keys.domain,
+            certificate: keys.tls_certificate,
+            key: keys.tls_key,
+            proxy_protocol: keys.proxy_protocol,
+            body_bytes_max: keys.body_bytes_max,
+            token_keys: keys.token_keys,
+            api_keys: keys.api_keys,
+            user_rate: keys.user_rate,
+            repl_rate: keys.repl_rate,
         };
         let log = keys.log.unwrap_or_else(|| "info".into());
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
@@ -377,6 +393,11 @@ impl Common {
     /// Where the processes of this machine find each other.
     pub fn sockets(&self) -> PathBuf {
         self.state.join("sockets")
+    }
+
+    /// The gateway's socket for this machine.
+    pub fn gateway_socket(&self) -> PathBuf {
+        self.sockets().join("gateway")
     }
 
     /// The socket of a host's node API.
@@ -440,11 +461,13 @@ impl Up {
             ));
         }
         let hosts = between("hosts", keys.hosts.unwrap_or(3), 1, 64)?;
+        let listen = keys.listen.as_deref().map_or(Ok(LISTEN), listen_address)?;
+        common.gateway.check(Some(listen), false)?;
         Ok(Self {
             common,
             // At most 64.
             hosts: hosts as u16,
-            listen: keys.listen.as_deref().map_or(Ok(LISTEN), listen_address)?,
+            listen,
             probe_hosts: probe_hosts(keys.probe_hosts)?,
             restart: keys.restart.unwrap_or(true),
         })
@@ -497,7 +520,8 @@ impl Node {
         };
         let identity = identity.resolve()?;
         let host_address = host.as_ref().map(|host| &host.address);
-        identity::check(identity.as_ref(), host_address, listen)?;
+        identity::check(identity.as_ref(), host_address)?;
+        common.gateway.check(listen, identity.is_some())?;
         Ok(Self {
             common,
             host,

@@ -64,6 +64,31 @@ fn what_is_wrong_is_named_by_its_key() {
         ),
         ("drain_grace = 'soon'", "drain_grace: "),
         (
+            "domain = 'a b'",
+            "domain: \"a b\" is not a name without a port, as in repl.example",
+        ),
+        (
+            "tls_key = '/k'",
+            "tls_certificate: must be given with tls_key",
+        ),
+        (
+            "tls_certificate = '/c'",
+            "tls_key: must be given with tls_certificate",
+        ),
+        (
+            "body_bytes_max = 'much'",
+            "body_bytes_max: \"much\" is not a number of bytes, as in 512M",
+        ),
+        (
+            "user_rate = 0",
+            "user_rate: must be 1 to 1000000, not 0 (set by --user-rate, ",
+        ),
+        ("repl_rate = -1", "repl_rate: must be 1 to 1000000, not -1"),
+        (
+            "listen = '0.0.0.0:80'",
+            "listen: 0.0.0.0:80 is beyond this machine",
+        ),
+        (
             "preemption_grace = '30s'",
             "preemption_grace: must be at most 25 s (set by --preemption-grace, CONMAN_PREEMPTION_GRACE, or preemption_grace in the file)",
         ),
@@ -133,7 +158,28 @@ fn a_node_is_a_host_or_a_gateway_or_both() {
     );
     let near = resolve("host = 'h-1'\nhost_address = 'tcp:127.0.0.1:7000'").unwrap();
     assert_eq!(near.identity, None);
-    resolve(&format!("listen = '0.0.0.0:80'\n{identity}")).unwrap();
+    let everywhere = "listen = '0.0.0.0:80'\ntoken_keys = '/t'";
+    resolve(&format!("{everywhere}\n{identity}")).unwrap();
+    let tls = "tls_certificate = '/c'\ntls_key = '/k'";
+    let gateway = resolve(&format!("{everywhere}\n{tls}\napi_keys = '/a'")).unwrap();
+    assert_eq!(gateway.identity, None);
+    for (file, expected) in [
+        (
+            format!("{everywhere}\n{tls}"),
+            "api_keys: must be given where users reach 0.0.0.0:80",
+        ),
+        (
+            format!("listen = '0.0.0.0:80'\n{tls}\napi_keys = '/a'"),
+            "token_keys: must be given where 0.0.0.0:80 is beyond this machine",
+        ),
+        (
+            format!("listen = '0.0.0.0:80'\n{identity}"),
+            "token_keys: must be given where 0.0.0.0:80 is beyond this machine",
+        ),
+    ] {
+        let error = resolve(&file).unwrap_err();
+        assert!(error.starts_with(expected), "{file}: {error}");
+    }
     for (file, expected) in [
         (
             "listen = '0.0.0.0:80'",

@@ -9,6 +9,7 @@
 //! they cannot drift apart.
 
 pub(super) mod hosts;
+pub(super) mod login;
 pub(super) mod repls;
 pub(super) mod sessions;
 pub(super) mod system;
@@ -52,6 +53,7 @@ pub(super) const ANY: &[RefusalCode] = &[
     RefusalCode::HeadersTooLarge,
     RefusalCode::CrossOrigin,
     RefusalCode::UnknownName,
+    RefusalCode::Unauthorized,
 ];
 /// An operation on one repl.
 const REPL: &[RefusalCode] = &[
@@ -144,7 +146,7 @@ pub(super) fn routes() -> Vec<Route> {
         route(
             get_.clone(),
             "/v1/repls/{id}/shell",
-            get(sessions::open_shell),
+            get(sessions::open_shell).connect(sessions::open_shell),
             &[REPL, HOST, START, &[Code::NotRunning]],
         ),
         route(get_.clone(), "/v1/hosts", get(hosts::hosts), &[]),
@@ -161,11 +163,13 @@ pub(super) fn routes() -> Vec<Route> {
             &[HOST_ITSELF, HOST],
         ),
         route(
-            post_,
+            post_.clone(),
             "/v1/hosts/{id}/preempt",
             post(hosts::preempt),
             &[HOST_ITSELF, HOST],
         ),
+        route(post_.clone(), "/v1/login", post(login::log_in), &[BODY]),
+        route(Method::DELETE, "/v1/login", delete(login::log_out), &[]),
         route(get_.clone(), "/v1/events", get(system::follow), &[]),
         route(get_.clone(), "/v1/openapi.json", get(system::openapi), &[]),
         route(get_.clone(), "/healthz", get(system::health), &[]),

@@ -19,7 +19,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, PathItem, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 
-use super::api::{self, hosts, repls, sessions, system};
+use super::api::{self, hosts, login, repls, sessions, system};
 use super::error::ErrorBody;
 
 #[derive(OpenApi)]
@@ -33,6 +33,7 @@ use super::error::ErrorBody;
         repls::list, repls::create, repls::show, repls::remove, repls::start, repls::kill, repls::destroy,
         sessions::exec, sessions::logs, sessions::open_shell,
         hosts::hosts, hosts::drain, hosts::undrain, hosts::preempt,
+        login::log_in, login::log_out,
         system::follow, system::openapi, system::health, system::ready, system::stuck, system::operations, system::metrics,
     ),
     components(schemas(ErrorBody)),
@@ -155,6 +156,19 @@ pub(super) struct SpecSchema {
     /// Destroy the container when it had no session for so long; absent keeps it until it ends itself.
     #[schema(minimum = 1)]
     idle_timeout_seconds: Option<u64>,
+    /// Who may open sessions, where gateways ask for tokens: whoever shows one for it, or everybody.
+    #[schema(required = false, default = "private")]
+    visibility: VisibilitySchema,
+}
+
+/// Who may open sessions to a repl.
+#[derive(ToSchema)]
+#[schema(as = Visibility)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "a mirror, for its schema")]
+pub(super) enum VisibilitySchema {
+    Private,
+    Public,
 }
 
 /// Limits of one container.
@@ -221,7 +235,7 @@ pub(super) struct DrainReportSchema {
 mod tests {
     use std::collections::BTreeSet;
 
-    use model::spec::{Image, Limits, Spec};
+    use model::spec::{Image, Limits, Spec, Visibility};
     use model::wire::node::{DrainReport, ExecAnswer};
     use serde_json::{Value, json};
 
@@ -305,6 +319,7 @@ mod tests {
             port: Some(8000),
             limits: limits.clone(),
             idle_timeout_seconds: Some(60),
+            visibility: Visibility::Public,
         };
         let answer = ExecAnswer {
             exit_code: 0,

@@ -3,33 +3,46 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::FutureExt;
-use http::{HeaderMap, Request, header};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use model::api::{Refusal, RefusalCode};
-use tokio::net::{TcpListener, TcpStream};
+use model::time::milliseconds;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::aim::{Aim, HEADERS_BYTES_MAX, aim};
+use super::door::Guest;
 use super::error::ApiError;
-use super::pool::Server;
-use super::{Config, Gateway, Stop, api, origin, proxy};
-use crate::node::{Arrival, Stream};
+use super::{Gateway, Stop, access, api, origin, proxy};
+use crate::node::Stream;
 
-/// The most that all of a request's headers may have.
-const HEADERS_BYTES_MAX: usize = 64 * 1024;
-/// What the parser reads at the most: above the limit, so that the refusal is ours and says so.
+/// What the parser reads of headers at the most: above the limit, so that the refusal is ours and says so.
 const HEADERS_BUFFER_BYTES: usize = 4 * HEADERS_BYTES_MAX;
-/// How long a client may take to send its headers.
+/// How long a client may take to send its headers, also from the end of one request to the next on its connection.
 const HEADERS_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a client may be here before it asks for anything.
+const FIRST_PATIENCE: Duration = Duration::from_secs(20);
+/// After how long without a request an HTTP/2 connection takes no more of them.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+/// How long a client may let an answer, or a session's bytes, wait without reading any of it.
+const READER_PATIENCE: Duration = Duration::from_secs(60);
+/// How many requests one HTTP/2 connection may have under way.
+const STREAMS_MAX: u32 = 256;
+/// How often an HTTP/2 client is asked whether it is still there.
+const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long what needs no answer any more may take once the gateway stops: bodies, and sessions without an end.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
@@ -45,20 +58,18 @@ struct Guests {
     unanswered: TaskTracker,
 }
 
+/// Who comes in, and by which way.
+enum Arrival {
+    Door(TcpStream, SocketAddr),
+    Machine(UnixStream),
+}
+
 impl Guests {
-    fn admit(
-        &self,
-        gateway: &Arc<Gateway>,
-        router: &Router,
-        stream: TcpStream,
-        client: SocketAddr,
-        stop: &Stop,
-    ) {
+    fn admit(&self, gateway: &Arc<Gateway>, router: &Router, arrival: Arrival, stop: &Stop) {
         let (gateway, router, stop) = (gateway.clone(), router.clone(), stop.asked.clone());
         let unanswered = self.unanswered.clone();
-        self.clients.spawn(serve_client(
-            gateway, router, stream, client, unanswered, stop,
-        ));
+        self.clients
+            .spawn(serve_client(gateway, router, arrival, unanswered, stop));
     }
 
     /// Nobody who was let in is sent away without an answer. Sessions without an end (shells, WebSockets) would hold
@@ -74,16 +85,26 @@ impl Guests {
     }
 }
 
-pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: Stop) {
+pub(super) async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    socket: Option<UnixListener>,
+    stop: Stop,
+) {
     let router = api::router(gateway.clone());
     let guests = Guests::default();
+    let from_machine = async || match &socket {
+        Some(socket) => socket.accept().await,
+        None => std::future::pending().await,
+    };
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept() => accepted.map(|(stream, from)| Arrival::Door(stream, from)),
+            accepted = from_machine() => accepted.map(|(stream, _)| Arrival::Machine(stream)),
             () = stop.asked.cancelled() => break,
         };
-        let (stream, client) = match accepted {
-            Ok(accepted) => accepted,
+        let arrival = match accepted {
+            Ok(arrival) => arrival,
             Err(error) => {
                 // Out of descriptors, most likely: some are given back as sessions end.
                 tracing::warn!(%error, "accept a client");
@@ -91,14 +112,14 @@ pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: St
                 continue;
             }
         };
-        guests.admit(&gateway, &router, stream, client, &stop);
+        guests.admit(&gateway, &router, arrival, &stop);
     }
     // Whom the kernel has let in already would be cut off by the listener's end.
     for _ in 0..BACKLOG_MAX {
-        let Some(Ok((stream, client))) = listener.accept().now_or_never() else {
+        let Some(Ok((stream, from))) = listener.accept().now_or_never() else {
             break;
         };
-        guests.admit(&gateway, &router, stream, client, &stop);
+        guests.admit(&gateway, &router, Arrival::Door(stream, from), &stop);
     }
     drop(listener);
     guests.leave(&stop).await;
@@ -107,34 +128,20 @@ pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, stop: St
 async fn serve_client(
     gateway: Arc<Gateway>,
     router: Router,
-    stream: TcpStream,
-    client: SocketAddr,
+    arrival: Arrival,
     unanswered: TaskTracker,
     stop: CancellationToken,
 ) {
     let newcomer = unanswered.token();
-    // Without it small answers wait for the client's acknowledgement of earlier ones.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a client that is gone already");
-        return;
-    }
-    let stream = match &gateway.config.identity {
-        None => Arrival::Plain(Stream::Tcp(stream)),
-        Some(identity) => Arrival::Tls(stream, Arc::clone(identity)),
+    let admitted = match arrival {
+        Arrival::Door(stream, from) => gateway.config.door.admit(stream, from).await,
+        Arrival::Machine(stream) => Ok((Stream::Unix(stream), Guest::of_machine())),
     };
-    let stream = match stream.admit().await {
-        Ok(stream) => stream,
-        Err(error) => return tracing::debug!(%error, "a client without a certificate of the fleet"),
+    let (stream, guest) = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => return tracing::debug!(%error, "a client that does not come in"),
     };
-    serve_stream(
-        gateway,
-        router,
-        stream,
-        client,
-        (newcomer, unanswered),
-        stop,
-    )
-    .await;
+    serve_stream(gateway, router, stream, guest, (newcomer, unanswered), stop).await;
 }
 
 /// Serves one client who has been let in. `unanswered` counts its requests until each has its answer; `newcomer`, a token of that, is
@@ -143,40 +150,42 @@ pub(super) async fn serve_stream(
     gateway: Arc<Gateway>,
     router: Router,
     stream: Stream,
-    client: SocketAddr,
+    guest: Guest,
     (newcomer, unanswered): (TaskTrackerToken, TaskTracker),
     stop: CancellationToken,
 ) {
     let asked = CancellationToken::new();
     let first_asked = asked.clone();
+    let presence = Arc::new(Presence::new());
+    let seen = Arc::clone(&presence);
+    let guest = Arc::new(guest);
     let service = service_fn(move |request| {
-        let (gateway, router) = (gateway.clone(), router.clone());
+        let (gateway, router, guest) = (gateway.clone(), router.clone(), guest.clone());
         let waits = unanswered.token();
         asked.cancel();
+        seen.note();
         async move {
             let _waits = waits;
-            Ok::<_, Infallible>(match aim(&gateway.config, &request) {
-                Ok(Aim::Repl(server)) => proxy::handle(&gateway, server, request, client).await,
-                Ok(Aim::Api) => {
-                    let answered = TowerToHyperService::new(router).call(request).await;
-                    let mut response = answered.unwrap_or_else(|never| match never {});
-                    origin::seclude(response.headers_mut());
-                    response
-                }
-                Err(refusal) => ApiError(refusal).into_response(),
-            })
+            Ok::<_, Infallible>(answer(&gateway, router, request, &guest).await)
         }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_PATIENCE)
-        .max_buf_size(HEADERS_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(READER_PATIENCE));
+    let server = server();
+    let connection = server.serve_connection_with_upgrades(TokioIo::new(Box::pin(stream)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = may_go(stop, first_asked) => {
+        () = may_go(stop, first_asked.clone()) => {
+            drop(newcomer);
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = presence.idle() => {
+            // One that has never asked anything may be one that only holds the connection.
+            if !first_asked.is_cancelled() {
+                return;
+            }
             drop(newcomer);
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -187,113 +196,101 @@ pub(super) async fn serve_stream(
     }
 }
 
+/// What a client may send, and how slowly.
+fn server() -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_PATIENCE)
+        .max_buf_size(HEADERS_BUFFER_BYTES);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEADERS_BUFFER_BYTES as u32)
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(PING_EVERY)
+        // WebSockets over HTTP/2 (RFC 8441).
+        .enable_connect_protocol();
+    server
+}
+
+/// When a client has last asked for anything.
+struct Presence {
+    came: Instant,
+    /// Milliseconds since it came.
+    last_asked: AtomicU64,
+}
+
+impl Presence {
+    fn new() -> Self {
+        Self {
+            came: Instant::now(),
+            last_asked: AtomicU64::new(0),
+        }
+    }
+
+    fn note(&self) {
+        let now = milliseconds(self.came.elapsed()).max(1);
+        self.last_asked.store(now, Ordering::Relaxed);
+    }
+
+    /// Until the client has asked for nothing for so long that its connection may be closed. What is under way is not idle
+    /// to whoever waits for it: it is only that nothing new will be taken.
+    async fn idle(&self) {
+        loop {
+            let due = match self.last_asked.load(Ordering::Relaxed) {
+                0 => self.came + FIRST_PATIENCE,
+                last => self.came + Duration::from_millis(last) + IDLE_MAX,
+            };
+            if Instant::now() >= due {
+                return;
+            }
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+}
+
+async fn answer(
+    gateway: &Arc<Gateway>,
+    router: Router,
+    request: Request<Incoming>,
+    guest: &Arc<Guest>,
+) -> Response {
+    match aim(&gateway.config, &request) {
+        Ok(Aim::Repl(server)) => proxy::handle(gateway, server, request, guest).await,
+        Ok(Aim::Api) => {
+            let mut response = answer_api(gateway, router, request, guest).await;
+            origin::seclude(response.headers_mut());
+            response
+        }
+        Err(refusal) => ApiError(refusal).into_response(),
+    }
+}
+
+async fn answer_api(
+    gateway: &Gateway,
+    router: Router,
+    request: Request<Incoming>,
+    guest: &Arc<Guest>,
+) -> Response {
+    let (mut parts, body) = request.into_parts();
+    if !access::is_for_anybody(&parts.method, parts.uri.path())
+        && let Err(refusal) = gateway.config.access.check_api(&parts.headers, guest)
+    {
+        return ApiError(refusal).into_response();
+    }
+    parts.extensions.insert(Arc::clone(guest));
+    let request = Request::from_parts(parts, body);
+    let answered = TowerToHyperService::new(router).call(request).await;
+    answered.unwrap_or_else(|never| match never {})
+}
+
 /// Until a client's connection may be closed where it is idle: the gateway stops, and the request that the client connected for,
 /// which may be on its way, is here.
 async fn may_go(stop: CancellationToken, asked: CancellationToken) {
     stop.cancelled().await;
     let _ = tokio::time::timeout(STOP_GRACE, asked.cancelled()).await;
-}
-
-/// What a request is for.
-#[derive(Debug, PartialEq, Eq)]
-enum Aim {
-    Repl(Server),
-    Api,
-}
-
-fn aim(config: &Config, request: &Request<Incoming>) -> Result<Aim, Refusal> {
-    let headers = request.headers();
-    if headers_bytes(headers) > HEADERS_BYTES_MAX {
-        return Err(Refusal::new(
-            RefusalCode::HeadersTooLarge,
-            format!("the headers have more than {HEADERS_BYTES_MAX} bytes"),
-        ));
-    }
-    let host = host_of(request)?;
-    let name = name_of(host);
-    let aim = aim_at(&config.domain, &name)?;
-    if aim == Aim::Api {
-        let is_own = origin::is_own_name(&name, &config.domain, &config.api_names);
-        if !is_own && !is_for_any_name(request.uri().path()) {
-            return Err(origin::unknown_name(&name));
-        }
-        origin::check(host, request.method(), headers)?;
-    }
-    Ok(aim)
-}
-
-/// Whoever balances the load or scrapes asks by a machine's name, and what it is told names nobody.
-fn is_for_any_name(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | "/metrics")
-}
-
-/// Whom a request is for, by its one `Host`.
-fn host_of(request: &Request<Incoming>) -> Result<&str, Refusal> {
-    let mut given = request.headers().get_all(header::HOST).iter();
-    let (first, second) = (given.next(), given.next());
-    if second.is_some() {
-        return Err(Refusal::new(
-            RefusalCode::BadRequest,
-            "the request has more than one Host header",
-        ));
-    }
-    if let Some(authority) = request.uri().authority() {
-        return Ok(authority.as_str());
-    }
-    match first.map(|host| host.to_str()) {
-        Some(Ok(host)) => Ok(host),
-        _ => Err(Refusal::new(
-            RefusalCode::BadRequest,
-            "the request has no Host header that can be read",
-        )),
-    }
-}
-
-/// A host without its port, in lower case.
-fn name_of(host: &str) -> String {
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
-        if port.bytes().all(|byte| byte.is_ascii_digit()) {
-            name
-        } else {
-            host
-        }
-    });
-    name.to_ascii_lowercase()
-}
-
-fn aim_at(domain: &str, name: &str) -> Result<Aim, Refusal> {
-    let Some(label) = name
-        .strip_suffix(domain)
-        .and_then(|rest| rest.strip_suffix('.'))
-    else {
-        return Ok(Aim::Api);
-    };
-    let (port, repl) = split_port(label);
-    match repl.parse() {
-        Ok(repl) => Ok(Aim::Repl(Server { repl, port })),
-        Err(error) => Err(Refusal::new(
-            RefusalCode::BadId,
-            format!("{repl:?} is no repl's name: {error}"),
-        )),
-    }
-}
-
-/// Splits `<port>-<repl>`. A name that looks so is never a repl's own: `PUT` refuses it.
-pub(super) fn split_port(label: &str) -> (Option<u16>, &str) {
-    match label.split_once('-') {
-        Some((port, repl)) if !port.starts_with('0') => match port.parse::<u16>() {
-            Ok(port) => (Some(port), repl),
-            Err(_) => (None, label),
-        },
-        _ => (None, label),
-    }
-}
-
-fn headers_bytes(headers: &HeaderMap) -> usize {
-    headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum()
 }
 
 /// A client's answer that says that something is not there.
@@ -303,39 +300,4 @@ pub(super) fn not_found(path: &str) -> Response {
         format!("there is no {path} here"),
     ))
     .into_response()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn aimed(host: &str) -> String {
-        match aim_at("localhost", &name_of(host)) {
-            Ok(Aim::Api) => "api".to_owned(),
-            Ok(Aim::Repl(server)) => format!("{} {:?}", server.repl, server.port),
-            Err(refusal) => refusal.to_string(),
-        }
-    }
-
-    #[test]
-    fn a_host_name_leads_to_a_repl_or_to_the_api() {
-        for (host, expected) in [
-            ("blue.localhost:8080", "blue None"),
-            ("blue.localhost", "blue None"),
-            ("BLUE.LocalHost:80", "blue None"),
-            ("8001-blue.localhost:8080", "blue Some(8001)"),
-            ("0-blue.localhost", "0-blue None"),
-            ("70000-blue.localhost", "70000-blue None"),
-            ("localhost:8080", "api"),
-            ("127.0.0.1:8080", "api"),
-            ("[::1]:8080", "api"),
-            ("example.com", "api"),
-        ] {
-            assert_eq!(aimed(host), expected, "{host}");
-        }
-        assert_eq!(
-            aimed("a.b.localhost"),
-            "\"a.b\" is no repl's name: a name has only a-z, 0-9 and '-', not '.'"
-        );
-    }
 }

@@ -13,8 +13,12 @@
 //! A gateway owns nothing: it may die at any time, and there may be any number of them. It never imports
 //! `host` or `runtime`.
 
+mod access;
+mod aim;
 mod api;
+mod client_body;
 mod document;
+mod door;
 mod error;
 mod events;
 mod fleet;
@@ -37,18 +41,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
 use futures_util::future::BoxFuture;
 use model::api::Refusal;
 use model::id::HostId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
+pub use self::access::{
+    Access, AccessError, AccessOptions, ApiKeys, TokenError, TokenKeys, new_api_key,
+    new_token_secret,
+};
+pub use self::door::{Certificate, CertificateError, CertificateFiles, Door, Lock};
 use self::fleet::Fleet;
 pub use self::metrics::GatewayMetrics;
 use self::pool::Pool;
 use self::router::Router;
 use self::session_log::{Rotation, SessionLog};
-use crate::node::{Dialer, Identity};
+use crate::node::Dialer;
 use crate::store::Store;
 use crate::telemetry::operations::Operations;
 
@@ -97,8 +108,14 @@ pub struct Config {
     pub dialer: Dialer,
     /// What is under way for its sessions, for whoever asks what hangs.
     pub operations: Operations,
-    /// What clients are shown, who must then show a certificate of the fleet too; `None` for anybody.
-    pub identity: Option<Arc<Identity>>,
+    /// How clients come in.
+    pub door: Door,
+    /// Where the socket is by which this machine's administrators come in, who need no key for the API.
+    pub socket: Option<PathBuf>,
+    /// Who may do what.
+    pub access: Arc<Access>,
+    /// How many bytes the body of a request to a repl may have; `None` for as many as its server takes.
+    pub body_bytes_max: Option<u64>,
 }
 
 impl std::fmt::Debug for Config {
@@ -150,6 +167,9 @@ impl Stop {
     }
 }
 
+/// How often those are forgotten who have not asked for anything of late.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
 /// Serves until it is asked to stop; then takes nothing new, answers what is under way, and gives sessions without an end a
 /// moment.
 ///
@@ -181,8 +201,17 @@ pub async fn serve(
         // Sessions of a gateway's earlier lives are in the same log.
         next_session: AtomicU64::new(crate::clock::boottime().0),
     });
+    let access = gateway.config.access.clone();
+    let _forgetting = AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(FORGET_EVERY).await;
+            access.forget_idle();
+        }
+    }));
     let _probing = prober::start(&gateway, &stop.asked);
-    front::serve(gateway.clone(), listener, stop).await;
+    let socket = gateway.config.socket.as_deref().map(door::bind);
+    let socket = socket.transpose().context("listen for this machine")?;
+    front::serve(gateway.clone(), listener, socket, stop).await;
     // A disk that hangs must not hold up the end.
     let _ = tokio::time::timeout(Duration::from_secs(1), gateway.log.flush()).await;
     Ok(())

@@ -23,7 +23,7 @@ use model::api::Side;
 use model::id::{HostId, ReplId};
 use model::keys;
 use model::probe::{self, Attempted, EVERY, Effect, Reach, Roster};
-use model::spec::{Image, Limits, Spec};
+use model::spec::{Image, Limits, Spec, Visibility};
 use model::timing::OVERRUN_STUCK_AFTER;
 use model::wire::node::StopRequest;
 use serde_json::Value;
@@ -32,6 +32,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use super::door::{Guest, Standing};
 use super::{Gateway, api, front};
 use crate::clock;
 use crate::node::Stream;
@@ -70,6 +71,7 @@ fn spec() -> Spec {
             ..Limits::default()
         },
         idle_timeout_seconds: None,
+        visibility: Visibility::default(),
     }
 }
 
@@ -228,7 +230,11 @@ impl Prober {
             self.gateway.clone(),
             self.router.clone(),
             Stream::Unix(theirs),
-            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            Guest {
+                address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+                is_secure: false,
+                standing: Standing::Ourselves,
+            },
             (unanswered.token(), unanswered),
             self.stop.clone(),
         )));

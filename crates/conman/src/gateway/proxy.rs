@@ -10,7 +10,6 @@
 //! if it may be (GET, HEAD, OPTIONS without a body), and once over a new connection: its container has most likely
 //! just been moved.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -19,14 +18,20 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use model::api::{Outcome, Refusal, RefusalCode, Side};
 use model::id::{Epoch, HostId, ReplId};
 use model::probe::is_probe;
 use model::wire::node::{HostStatus, OpenKind};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use super::Gateway;
+use super::access::Pass;
+use super::aim::is_websocket;
+use super::client_body::{self, ClientBody, Fate};
+use super::door::{Guest, Standing};
 use super::error::ApiError;
 use super::frames;
 use super::metrics::Reason;
@@ -66,6 +71,11 @@ impl<'a> Session<'a> {
         };
         let reason = Reason::Refused(no_way.refusal.code);
         self.end(outcome, reason, no_way.host.clone(), no_way.epoch);
+    }
+
+    /// Nothing was asked of the repl: the client will come again.
+    fn turned_away(self) {
+        self.end(Outcome::ClientAbort, Reason::ClientGone, None, None);
     }
 
     fn end(mut self, outcome: Outcome, reason: Reason, host: Option<HostId>, epoch: Option<Epoch>) {
@@ -119,10 +129,25 @@ pub(super) async fn handle(
     gateway: &Gateway,
     server: Server,
     request: Request<Incoming>,
-    client: SocketAddr,
+    guest: &Guest,
 ) -> Response {
     let session = Session::begin(gateway, server.repl.clone());
-    match carry(gateway, &server, request, client).await {
+    let (mut parts, body) = request.into_parts();
+    let access = &gateway.config.access;
+    match access.admit(gateway, &server.repl, &mut parts, guest).await {
+        Ok(Pass::Enter) => {}
+        Ok(Pass::ComeAgain { location, cookie }) => {
+            session.turned_away();
+            let headers = [(header::LOCATION, location), (header::SET_COOKIE, cookie)];
+            return (StatusCode::SEE_OTHER, headers).into_response();
+        }
+        Err(refusal) => {
+            session.refused(&refusal.clone().into());
+            return ApiError(refusal).into_response();
+        }
+    }
+    let request = Request::from_parts(parts, body);
+    match carry(gateway, &server, request, guest).await {
         Ok((response, host, epoch)) => {
             session.opened(host, epoch);
             response
@@ -139,20 +164,34 @@ struct Outgoing {
     request: Request<Body>,
     /// What it is made of, if it may be sent again after an answer failed to come.
     again: Option<Parts>,
-    client_upgrade: Option<OnUpgrade>,
+    client_upgrade: Option<ClientUpgrade>,
+    body: Fate,
+}
+
+/// A client that wants to go on with another protocol.
+struct ClientUpgrade {
+    upgrade: OnUpgrade,
+    /// Whether it asked as HTTP/2 does, where the answer is another one.
+    is_extended_connect: bool,
 }
 
 async fn carry(
     gateway: &Gateway,
     server: &Server,
     request: Request<Incoming>,
-    client: SocketAddr,
+    guest: &Guest,
 ) -> Result<(Response, HostId, Epoch), NoWay> {
+    if let Some(bytes_max) = gateway.config.body_bytes_max
+        && request.body().size_hint().lower() > bytes_max
+    {
+        return Err(client_body::too_large(bytes_max).into());
+    }
     let Outgoing {
         mut request,
         mut again,
         client_upgrade,
-    } = prepare(request, client);
+        body,
+    } = prepare(request, guest, gateway.config.body_bytes_max);
     let mut pooled = gateway.pool.take(server);
     loop {
         let (mut connection, was_kept) = match pooled.take() {
@@ -162,6 +201,7 @@ async fn carry(
         let (host, epoch) = (connection.host.clone(), connection.epoch);
         match connection.sender.try_send_request(request).await {
             Ok(answer) => {
+                body.answered();
                 let answer = finish(gateway, server, connection, answer, client_upgrade);
                 return Ok((answer, host, epoch));
             }
@@ -177,6 +217,13 @@ async fn carry(
                         Request::from_parts(parts, Body::empty())
                     }
                     (None, None) => {
+                        if let Some(refusal) = body.failure() {
+                            return Err(NoWay {
+                                refusal,
+                                host: Some(host),
+                                epoch: Some(epoch),
+                            });
+                        }
                         let why = error.error().to_string();
                         return Err(broken_off(gateway, &server.repl, host, epoch, &why).await);
                     }
@@ -250,29 +297,71 @@ async fn connect(gateway: &Gateway, server: &Server) -> Result<Connection, NoWay
     })
 }
 
-fn prepare(mut request: Request<Incoming>, client: SocketAddr) -> Outgoing {
-    let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
+fn prepare(mut request: Request<Incoming>, guest: &Guest, body_bytes_max: Option<u64>) -> Outgoing {
+    let is_extended_connect = is_websocket(&request);
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (mut parts, body) = request.into_parts();
-    let is_http = parts.headers.get(header::UPGRADE).cloned();
-    forward(&mut parts.headers, client);
-    let client_upgrade = client_upgrade.filter(|_| is_http.is_some());
-    if let Some(protocol) = is_http {
+    // It would be added to what goes to the container.
+    parts.extensions.remove::<Protocol>();
+    if let Some(authority) = parts.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        parts.headers.insert(header::HOST, host);
+    }
+    let protocol = match parts.headers.get(header::UPGRADE) {
+        _ if is_extended_connect => Some(HeaderValue::from_static("websocket")),
+        given => given.cloned(),
+    };
+    let takes_trailers = takes_trailers(&parts.headers);
+    forward(&mut parts.headers, guest);
+    join_cookies(&mut parts.headers);
+    if takes_trailers {
+        parts
+            .headers
+            .insert(header::TE, HeaderValue::from_static("trailers"));
+        parts
+            .headers
+            .insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    let client_upgrade = upgrade
+        .filter(|_| protocol.is_some())
+        .map(|upgrade| ClientUpgrade {
+            upgrade,
+            is_extended_connect,
+        });
+    if let Some(protocol) = protocol {
         parts
             .headers
             .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol);
     }
+    if is_extended_connect {
+        parts.method = Method::GET;
+        // Base64, which is a header's value.
+        if let Ok(key) = HeaderValue::from_str(&generate_key()) {
+            parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+        }
+    }
     if let Some(path) = parts.uri.path_and_query() {
         parts.uri = path.clone().into();
     }
     parts.version = Version::HTTP_11;
-    let may_repeat = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
-        && body.is_end_stream();
+    let is_bodiless = body.is_end_stream() || is_extended_connect;
+    let may_repeat =
+        matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) && is_bodiless;
     let again = may_repeat.then(|| parts.clone());
+    let (body, fate) = ClientBody::new(body, body_bytes_max);
+    // What follows an upgrade is no body: HTTP/2 gives its bytes under the same stream.
+    let body = if is_bodiless {
+        Body::empty()
+    } else {
+        Body::new(body)
+    };
     Outgoing {
-        request: Request::from_parts(parts, Body::new(body)),
+        request: Request::from_parts(parts, body),
         again,
         client_upgrade,
+        body: fate,
     }
 }
 
@@ -281,16 +370,21 @@ fn finish(
     server: &Server,
     connection: Connection,
     mut answer: http::Response<Incoming>,
-    client_upgrade: Option<OnUpgrade>,
+    client_upgrade: Option<ClientUpgrade>,
 ) -> Response {
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let container_upgrade = hyper::upgrade::on(&mut answer);
-        if let Some(client_upgrade) = client_upgrade {
+        if let Some(client) = client_upgrade {
             let ended = gateway.fleet.ended(connection.host, connection.incarnation);
             let protocol = answer.headers().get(header::UPGRADE);
             let is_websocket =
                 protocol.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"));
-            tokio::spawn(join(client_upgrade, container_upgrade, is_websocket, ended));
+            tokio::spawn(join(client.upgrade, container_upgrade, is_websocket, ended));
+            if client.is_extended_connect {
+                *answer.status_mut() = StatusCode::OK;
+                remove_hop_by_hop(answer.headers_mut());
+                answer.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+            }
         }
         return answer.map(|_| Body::empty());
     }
@@ -346,28 +440,64 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Who asks, and for what, as the container's server is told: what a client claims of itself is kept in front.
-fn forward(headers: &mut HeaderMap, client: SocketAddr) {
+/// Whether who asks reads trailers, which it says of its own connection alone.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// HTTP/2 may send each cookie in a field of its own, HTTP/1.1 may not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut given = headers.get_all(header::COOKIE).iter();
+    if given.nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    // All of them were header values already.
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Who asks, and for what, as the container's server is told: what a client claims of itself is kept in front. A load balancer of
+/// the fleet is believed how its client came.
+fn forward(headers: &mut HeaderMap, guest: &Guest) {
     remove_hop_by_hop(headers);
+    let address = guest.address.ip();
     let host = headers.get(header::HOST).cloned();
-    let node = if client.is_ipv6() {
-        format!("\"[{}]\"", client.ip())
+    let node = if address.is_ipv6() {
+        format!("\"[{address}]\"")
     } else {
-        client.ip().to_string()
+        address.to_string()
     };
-    let mut forwarded = format!("for={node};proto=http");
+    let said = headers.get(&X_FORWARDED_PROTO).map(HeaderValue::as_bytes);
+    let scheme = match (guest.standing, said) {
+        (Standing::OfFleet, Some(b"https")) => "https",
+        (Standing::OfFleet, _) => "http",
+        _ if guest.is_secure => "https",
+        _ => "http",
+    };
+    let mut forwarded = format!("for={node};proto={scheme}");
     if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
         forwarded.push_str(&format!(";host=\"{host}\""));
     }
     append(headers, header::FORWARDED, &forwarded);
-    append(
-        headers,
-        HeaderName::from_static("x-forwarded-for"),
-        &client.ip().to_string(),
-    );
-    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+    append(headers, X_FORWARDED_FOR, &address.to_string());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     if let Some(host) = host {
-        headers.insert("x-forwarded-host", host);
+        headers.insert(X_FORWARDED_HOST, host);
     }
 }
 

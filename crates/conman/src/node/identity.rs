@@ -1,19 +1,18 @@
 //! Who a node is to the others: a certificate of the fleet's CA, shown by both sides of every connection.
 //!
 //! ```text
-//! accept, connect ─► have the files changed? (looked at once a second) ─► loaded again, or the old ones kept
+//! accept, connect ─► the files as they are now (`reload`)
 //! ```
 //!
 //! Certificates are changed under a running node: what is begun from then on uses the new ones, and what stands goes on.
 //! A file with several CAs trusts them all, which is how a CA is changed: first all nodes trust both, then they show the
 //! new one's certificates, then they trust only it.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::telemetry::locks::Mutex;
+use crate::reload::Reloaded;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -21,9 +20,6 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-
-/// How often the files are looked at, at the most.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the certificates are, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,30 +46,20 @@ pub enum IdentityError {
     Key(String),
 }
 
-/// What tells a changed file from the same one.
-type Stamp = Vec<Option<(u64, u64, i64, i64)>>;
-
 struct Loaded {
     acceptor: TlsAcceptor,
     connector: TlsConnector,
 }
 
-struct State {
-    loaded: Arc<Loaded>,
-    stamp: Stamp,
-    looked: Instant,
-}
-
 /// A node's certificate, its key, and whom it trusts: as they are in the files now.
 pub struct Identity {
-    files: Files,
-    state: Mutex<State>,
+    loaded: Reloaded<Loaded, IdentityError>,
 }
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity")
-            .field("files", &self.files)
+            .field("loaded", &self.loaded)
             .finish_non_exhaustive()
     }
 }
@@ -84,20 +70,13 @@ impl Identity {
     /// # Errors
     /// Which of them is of no use.
     pub fn load(files: Files) -> Result<Self, IdentityError> {
-        // Before the reading: a change in between is seen at the next look.
-        let stamp = stamp(&files);
-        let loaded = Arc::new(load(&files)?);
-        Ok(Self {
-            files,
-            state: Mutex::new(
-                "certificates",
-                State {
-                    loaded,
-                    stamp,
-                    looked: Instant::now(),
-                },
-            ),
-        })
+        let paths = vec![
+            files.ca.clone(),
+            files.certificate.clone(),
+            files.key.clone(),
+        ];
+        let loaded = Reloaded::open("the node's certificate", paths, move || load(&files))?;
+        Ok(Self { loaded })
     }
 
     /// Takes a connection from one who shows a certificate of the fleet.
@@ -105,7 +84,7 @@ impl Identity {
     /// # Errors
     /// The network's, and when there is no such certificate.
     pub async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-        let loaded = self.now(Instant::now());
+        let loaded = self.loaded.now(Instant::now());
         loaded.acceptor.accept(stream).await.map(TlsStream::Server)
     }
 
@@ -119,50 +98,17 @@ impl Identity {
         stream: TcpStream,
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-        let loaded = self.now(Instant::now());
+        let loaded = self.loaded.now(Instant::now());
         let connected = loaded.connector.connect(name, stream).await?;
         Ok(TlsStream::Client(connected))
     }
-
-    /// What is in the files, or was when they were last of use.
-    fn now(&self, now: Instant) -> Arc<Loaded> {
-        let mut state = self.state.lock();
-        if now.saturating_duration_since(state.looked) >= LOOK_EVERY {
-            state.looked = now;
-            let stamp = stamp(&self.files);
-            if stamp != state.stamp {
-                // Said once for each change, also while one file is new and the other is not yet.
-                state.stamp = stamp;
-                match load(&self.files) {
-                    Ok(loaded) => {
-                        state.loaded = Arc::new(loaded);
-                        tracing::info!("the node's certificate was changed");
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "a changed certificate is of no use: the one before is shown");
-                    }
-                }
-            }
-        }
-        Arc::clone(&state.loaded)
-    }
-}
-
-fn stamp(files: &Files) -> Stamp {
-    [&files.ca, &files.certificate, &files.key]
-        .into_iter()
-        .map(|path| {
-            let data = std::fs::metadata(path).ok()?;
-            Some((data.ino(), data.size(), data.mtime(), data.mtime_nsec()))
-        })
-        .collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("read {}: {error}", path.display()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = read(path)?;
     let found = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     match found {

@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsStream;
 
+pub(crate) use self::identity::certificates;
 pub use self::identity::{Files, Identity, IdentityError};
 
 /// The address of a node: `unix:/path`, `tls:host:port` or `tcp:host:port`.
@@ -90,9 +91,7 @@ impl Dialer {
             Address::Tcp(place) => Stream::Tcp(tcp(place).await?),
             Address::Tls(place) => {
                 let identity = self.identity()?;
-                let host = place.rsplit_once(':').map_or(&**place, |(host, _)| host);
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                let connected = identity.connect(host, tcp(place).await?);
+                let connected = identity.connect(host_of(place), tcp(place).await?);
                 let connected = tokio::time::timeout(HANDSHAKE_MAX, connected).await;
                 Stream::Tls(Box::new(connected.map_err(io::Error::from)??))
             }
@@ -127,6 +126,12 @@ impl Dialer {
             || io::Error::other("this node has no certificate to show (node_certificate)");
         self.identity.as_ref().ok_or_else(missing)
     }
+}
+
+/// A name or an address without its port, and without the brackets of IPv6.
+pub(crate) fn host_of(place: &str) -> &str {
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// How long the two sides of a connection may take to show who they are.

@@ -81,7 +81,7 @@ async fn requests_that_are_wrong() {
     404 unknown_host (client): there is no host "nobody"
     404 unknown_repl (client): there is no repl "nobody"
     404 unknown_repl (client): there is no repl "nobody"
-    422 bad_spec (client): unknown field `colour`, expected one of `image`, `command`, `env`, `port`, `limits`, `idle_timeout_seconds`
+    422 bad_spec (client): unknown field `colour`, expected one of `image`, `command`, `env`, `port`, `limits`, `idle_timeout_seconds`, `visibility`
     400 bad_json (client): the body: EOF while parsing a value at line 1 column 0
     413 body_too_large (client): the body has more than 1048576 bytes
     431 headers_too_large (client): the headers have more than 65536 bytes

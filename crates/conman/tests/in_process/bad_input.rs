@@ -161,7 +161,7 @@ async fn bodies_that_cannot_be_taken() {
     422 bad_spec (client): command: must name a program
     422 bad_spec (client): command: must name a program
     422 bad_spec (client): command: invalid type: string "serve", expected a sequence
-    422 bad_spec (client): unknown field `colour`, expected one of `image`, `command`, `env`, `port`, `limits`, `idle_timeout_seconds`
+    422 bad_spec (client): unknown field `colour`, expected one of `image`, `command`, `env`, `port`, `limits`, `idle_timeout_seconds`, `visibility`
     422 bad_spec (client): port: must be 1 to 65535
     422 bad_spec (client): port: invalid value: integer `65536`, expected u16
     422 bad_spec (client): port: invalid type: string "80", expected u16

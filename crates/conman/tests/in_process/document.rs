@@ -97,7 +97,7 @@ async fn every_documented_operation_is_there() {
             }
         }
     }
-    assert_eq!(operations, 21);
+    assert_eq!(operations, 23);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use conman::gateway::{self, GatewayMetrics};
+use conman::gateway::{self, Door, GatewayMetrics};
 use conman::host::{self, HostMetrics};
 use conman::node::{Address, Dialer};
 use conman::runtime::fake::Fake;
@@ -49,6 +49,8 @@ pub(crate) struct Setup {
     pub(crate) capacity: u32,
     pub(crate) park: Duration,
     pub(crate) port_ready: Duration,
+    /// What is another than usual at the gateway.
+    pub(crate) gateway: Box<dyn FnOnce(&mut gateway::Config) + Send>,
 }
 
 impl Default for Setup {
@@ -58,6 +60,7 @@ impl Default for Setup {
             capacity: 4,
             park: Duration::from_secs(5),
             port_ready: FAST.port_ready,
+            gateway: Box::new(|_| {}),
         }
     }
 }
@@ -116,7 +119,7 @@ impl Fleet {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut registry = Registry::default();
-        let config = gateway::Config {
+        let mut config = gateway::Config {
             domain: "localhost".into(),
             api_names: vec!["fleet.example".into()],
             park: setup.park,
@@ -126,8 +129,12 @@ impl Fleet {
             preemptor: None,
             dialer: Dialer::default(),
             operations: Operations::default(),
-            identity: None,
+            door: Door::default(),
+            socket: None,
+            access: Arc::default(),
+            body_bytes_max: None,
         };
+        (setup.gateway)(&mut config);
         let metrics = GatewayMetrics::register(&mut registry);
         let gateway_stop = gateway::Stop::default();
         let gateway = tokio::spawn(gateway::serve(

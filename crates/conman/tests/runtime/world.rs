@@ -14,7 +14,7 @@ use conman::runtime::{
 };
 use model::api::Refusal;
 use model::id::{ContainerId, Epoch};
-use model::spec::{Image, Limits, Spec};
+use model::spec::{Image, Limits, Spec, Visibility};
 use model::time::BootTime;
 use rustix::process::Signal;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -190,6 +190,7 @@ impl World {
         StartRequest {
             id,
             spec: Spec {
+                visibility: Visibility::default(),
                 image: Image::Host,
                 command: command.iter().map(|word| (*word).to_owned()).collect(),
                 env: BTreeMap::from([(leftovers::MARK.to_owned(), self.mark.clone())]),

@@ -90,7 +90,7 @@ fn a_node_that_listens_beyond_this_machine_needs_a_certificate() {
         said,
         "conman: listen: 0.0.0.0:0 is beyond this machine: whoever reaches it could start, enter and end every repl; \
          give node_ca, node_certificate and node_key, so that only who shows a certificate of the fleet can, as a load \
-         balancer does, or listen on 127.0.0.1 (set by --listen, CONMAN_LISTEN, or listen in the file)\n"
+         balancer does; or tls_certificate and tls_key, with api_keys and token_keys, for users; or listen on 127.0.0.1 (set by --listen, CONMAN_LISTEN, or listen in the file)\n"
     );
     let (code, said) = serve(&["--host", "h", "--host-address", "tcp:0.0.0.0:7000"]);
     assert_eq!(code, Some(2), "{said}");
@@ -110,6 +110,13 @@ fn a_node_that_listens_beyond_this_machine_needs_a_certificate() {
         "/no/k",
     ];
     let (code, said) = serve(&[&["--listen", "0.0.0.0:0"], &with[..]].concat());
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.starts_with("conman: token_keys: must be given where"),
+        "{said}"
+    );
+    let everywhere = ["--listen", "0.0.0.0:0", "--token-keys", "/no/t"];
+    let (code, said) = serve(&[&everywhere, &with[..]].concat());
     assert_eq!(code, Some(2), "{said}");
     assert!(
         said.starts_with("conman: node_ca: read /no/ca: No such file or directory"),

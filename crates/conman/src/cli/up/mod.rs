@@ -40,7 +40,7 @@ use self::lock::StateLock;
 pub(super) use self::lock::join_members;
 use super::exit::{CannotStart, Exit};
 use super::serve::{
-    Ways, gateway_role, listen_on, open_store, prober, raise_open_files, runtime_options,
+    Guard, Ways, gateway_role, listen_on, open_store, prober, raise_open_files, runtime_options,
     watch_over,
 };
 use crate::config::{self, Common, Host, RuntimeKind, Up, host_name};
@@ -81,18 +81,13 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     };
     tokio::pin!(asked);
 
+    let guard = Guard::open(&up.common.gateway, None)?;
     check_rights(&up.common, rustix::process::geteuid().is_root())?;
     make_directories(&up.common)?;
     let _lock = StateLock::take(&up.common.state)?;
     wait_for_earlier(&up.common.state).await?;
     let listener = listen_on(up.listen, "--listen")?;
     let address = listener.local_addr().context("look at the listener")?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(
-            %address,
-            "whoever reaches this address can run anything in every container: there is no authentication"
-        );
-    }
     let mut etcd = match up.common.store {
         config::Store::Etcd(_) => Some(Etcd::start(&up.common.state, up.restart)?),
         config::Store::Sqlite(_) => None,
@@ -118,6 +113,7 @@ async fn supervise(mut up: Up) -> anyhow::Result<Exit> {
     let (orders, mut ordered) = mpsc::channel(16);
     let stop = gateway::Stop::default();
     let ways = Ways {
+        guard,
         preemptor: Some(Arc::new(Drills { orders })),
         prober: prober(&up.common, address.to_string(), up.probe_hosts),
         ..Ways::default()
@@ -203,7 +199,11 @@ async fn say_ready(store: &dyn Store, up: &Up, address: SocketAddr) -> anyhow::E
             }
         }
         let mut out = std::io::stdout().lock();
-        writeln!(out, "ready http://{address}")?;
+        let scheme = match up.common.gateway.tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        writeln!(out, "ready {scheme}://{address}")?;
         out.flush()?;
         anyhow::Ok(())
     };

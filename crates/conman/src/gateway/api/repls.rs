@@ -24,7 +24,7 @@ use crate::gateway::document::SpecSchema;
 use crate::gateway::error::{ApiError, Json};
 use crate::gateway::fleet::decode;
 use crate::gateway::node_client::{self, NodeError};
-use crate::gateway::{Gateway, front};
+use crate::gateway::{Gateway, aim};
 
 /// What a repl is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -189,10 +189,18 @@ impl Gateway {
                 .await
                 .map_err(|error| store_error(&error))?;
             if let Some(before) = &before {
-                if decode::<Spec>(&before.value).as_ref() == Some(spec) {
+                let before = decode::<Spec>(&before.value);
+                if before.as_ref() == Some(spec) {
                     return Ok(StatusCode::OK);
                 }
-                if self.live_owner(id).await?.is_some() {
+                // Who may visit it is not the container's business.
+                let is_same_container = before.is_some_and(|before| {
+                    Spec {
+                        visibility: spec.visibility,
+                        ..before
+                    } == *spec
+                });
+                if !is_same_container && self.live_owner(id).await?.is_some() {
                     let message = format!("{id} runs with another spec: kill or destroy it first");
                     return Err(Refusal::new(RefusalCode::SpecConflict, message).into());
                 }
@@ -339,7 +347,7 @@ pub(in crate::gateway) async fn create(
     Id(id): Id<ReplId>,
     Json(body): Json<Value>,
 ) -> Answer {
-    if front::split_port(id.as_str()).0.is_some() {
+    if aim::split_port(id.as_str()).0.is_some() {
         let message = format!(
             "{id:?} would be read as a port and a name in a host name",
             id = id.as_str()
@@ -352,6 +360,7 @@ pub(in crate::gateway) async fn create(
     }
     let spec = read_spec(body).map_err(|why| Refusal::new(RefusalCode::BadSpec, why))?;
     let status = gateway.keep_spec(&id, &spec).await?;
+    gateway.config.access.spec_changed(&id);
     let view = gateway.view(id).await?;
     Ok((status, axum::Json(view)).into_response())
 }

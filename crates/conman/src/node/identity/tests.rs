@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::certs;
 use crate::node::{Address, Dialer, Listener};
+use crate::reload::LOOK_EVERY;
 
 /// The files of a node that the CA in a directory has signed.
 fn signed(ca: &Path, name: &str) -> Files {
