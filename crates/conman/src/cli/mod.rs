@@ -12,6 +12,7 @@ mod debug;
 mod doctor;
 mod escape;
 pub mod exit;
+mod handover;
 mod host;
 mod keeper;
 mod log;
@@ -114,6 +115,9 @@ struct ServeArgs {
     common: CommonKeys,
     #[command(flatten)]
     tie: TieArgs,
+    /// Take the gateway's listening socket over from the process of this state directory that has it, which then ends
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -309,7 +313,7 @@ fn run(command: Command, began: std::time::Instant) -> anyhow::Result<Exit> {
                 None => serve::Membership::Alone,
             };
             let node = config::Node::resolve(args.node, args.common, &file, &surroundings)?;
-            serve::run(node, member)
+            serve::run(node, member, args.take_over)
         }
         Command::Tied(args) => args.run(),
         Command::Keeper(args) => keeper::run(args, &surroundings),

@@ -3,7 +3,8 @@
 //! ```text
 //! running ──SIGTERM, SIGINT──► drain ──► every repl handed off or given up ──► end
 //!    │                           └──again──► end: the containers live on, until the deadline
-//!    └──SIGHUP──► end: the containers live on; a conman that comes back adopts them (an upgrade)
+//!    ├──SIGHUP──► end: the containers live on; a conman that comes back adopts them (an upgrade)
+//!    └──another process has taken the listening socket over──► the same; that one is the conman that comes back
 //! ```
 
 use std::future::Future;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::exit::{CannotStart, Exit};
+use super::handover::{self, Predecessor};
 use super::service::{self, Roles};
 use crate::config::{self, Common, RuntimeKind};
 use crate::gateway::{self, Access, Door, GatewayMetrics, Lock, Preemptor, Prober};
@@ -109,7 +111,11 @@ pub(super) enum Membership {
     OfFleet,
 }
 
-pub(super) fn run(node: config::Node, member: Membership) -> anyhow::Result<Exit> {
+pub(super) fn run(
+    node: config::Node,
+    member: Membership,
+    takes_over: bool,
+) -> anyhow::Result<Exit> {
     super::log::begin(&node.common)?;
     let _member = match member {
         Membership::OfFleet => Some(super::up::join_members(&node.common.state)?),
@@ -120,10 +126,14 @@ pub(super) fn run(node: config::Node, member: Membership) -> anyhow::Result<Exit
         .enable_all()
         .build()
         .context("start tokio")?;
-    runtime.block_on(serve(node, Manager::of_process().map(Arc::new)))
+    runtime.block_on(serve(node, Manager::of_process().map(Arc::new), takes_over))
 }
 
-async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Result<Exit> {
+async fn serve(
+    node: config::Node,
+    manager: Option<Arc<Manager>>,
+    takes_over: bool,
+) -> anyhow::Result<Exit> {
     let mut signals = Signals::new().context("listen to signals")?;
     let state = &node.common.state;
     std::fs::create_dir_all(state)
@@ -145,8 +155,12 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         ..Roles::default()
     };
     let mut watched = vec![];
+    let mut predecessor = None;
+    let mut given = None;
     if let Some(listen) = node.listen {
-        let listener = listen_on(listen, "--listen")?;
+        let successors = node.common.successor_socket();
+        let (listener, found) = handover::listen(listen, &successors, takes_over)?;
+        predecessor = found;
         let address = listener.local_addr().context("look at the port")?;
         // Whom only this machine reaches, it need not be shown anything.
         let identity = identity.filter(|_| !address.ip().is_loopback());
@@ -164,11 +178,22 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
             dialer: dialer.clone(),
             guard: Guard::open(front, identity)?,
             prober: prober(&node.common, name, node.probe_hosts),
+            predecessor: predecessor.clone(),
             ..Ways::default()
         };
         watched.push(ways.watched());
+        let own = listener.try_clone().context("keep the listener")?;
+        let successors = gateway::bind_for_user(&successors).context("listen for a successor")?;
+        given = Some(Box::pin(handover::give(own.into(), address, successors)));
         let role = gateway_role(&node.common, listener, &store, ways, &gateway_stop)?;
         gateway = Some(roles.spawn(role).id());
+    }
+    if let Some(predecessor) = predecessor {
+        // Its keeper's containers are adopted when nobody else has them.
+        predecessor
+            .gone()
+            .await
+            .context("wait for the process before this one")?;
     }
     if let Some(host) = &node.host {
         let (registration, registered) = watch::channel(None);
@@ -205,6 +230,16 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
             }
             asked
         }
+        handed_over = to_successor(given) => {
+            handed_over?;
+            tracing::info!("another process has the listening socket: ending; the containers live on");
+            if let Some(manager) = &manager {
+                manager.tell(&Word::Stopping);
+                stopping.cancel();
+            }
+            watchdog.spare();
+            Instant::now()
+        }
         // None of them ends unasked: it has failed, and the node with it.
         ended = roles.join_next() => {
             return match ended {
@@ -235,6 +270,16 @@ async fn serve(node: config::Node, manager: Option<Arc<Manager>>) -> anyhow::Res
         if gateway == Some(role) {
             host_stop.cancel();
         }
+    }
+}
+
+/// Until a process that takes this one's place has its listening socket.
+async fn to_successor(
+    given: Option<impl Future<Output = std::io::Result<()>>>,
+) -> anyhow::Result<()> {
+    match given {
+        Some(given) => given.await.context("hear a successor"),
+        None => std::future::pending().await,
     }
 }
 
@@ -339,6 +384,8 @@ pub(super) struct Ways {
     /// What is under way on its ways to repls.
     pub(super) operations: Operations,
     pub(super) prober: Option<Prober>,
+    /// Whoever has the tracker's database until it is gone.
+    pub(super) predecessor: Option<Predecessor>,
 }
 
 impl Ways {
@@ -372,7 +419,7 @@ pub(super) fn gateway_role(
     let mut registry = Registry::default();
     let metrics = GatewayMetrics::register(&mut registry);
     store.register(&mut registry);
-    let tracker = start_tracker(common, ways.prober.is_some())?;
+    let tracker = start_tracker(common, ways.prober.is_some(), ways.predecessor)?;
     registry.register_collector(tracker.collector());
     let config = gateway::Config {
         domain: common.gateway.domain.clone(),
@@ -409,12 +456,32 @@ pub(super) fn gateway_role(
 }
 
 /// Follows what the gateway writes into its session log, for as long as this process lives.
-fn start_tracker(common: &Common, is_probing: bool) -> anyhow::Result<Tracker> {
+/// After a predecessor, when that is gone: the log that it left is read from where it had got to.
+fn start_tracker(
+    common: &Common,
+    is_probing: bool,
+    predecessor: Option<Predecessor>,
+) -> anyhow::Result<Tracker> {
     let failed = |error: anyhow::Error| {
         // Users are served without it; its metrics stand still, which its alert sees.
         tracing::error!(error = format!("{error:#}"), "the stuck tracker has ended");
     };
-    Tracker::start(config::fleet_tracker(common, is_probing), failed)
+    let followed = config::fleet_tracker(common, is_probing);
+    if let Some(predecessor) = predecessor {
+        let tracker = Tracker::idle();
+        let later = tracker.clone();
+        tokio::spawn(async move {
+            let begun = match predecessor.gone().await {
+                Ok(()) => later.begin(followed, failed),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = begun {
+                failed(error);
+            }
+        });
+        return Ok(tracker);
+    }
+    Tracker::start(followed, failed)
         .map_err(|error| CannotStart(format!("start the stuck tracker: {error:#}")).into())
 }
 

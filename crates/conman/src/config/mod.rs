@@ -400,6 +400,11 @@ impl Common {
         self.sockets().join("gateway")
     }
 
+    /// Where a gateway's process hears another that takes its place.
+    pub fn successor_socket(&self) -> PathBuf {
+        self.sockets().join("successor")
+    }
+
     /// The socket of a host's node API.
     pub fn host_socket(&self, host: &HostId) -> PathBuf {
         self.sockets().join(format!("{host}.node"))

@@ -70,8 +70,11 @@ pub(super) struct Guest {
     pub(super) standing: Standing,
 }
 
-/// Listens where only this process's user may come in. The path is replaced.
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+/// Listens where only this process's user may come in. The path is replaced. Must be called within tokio.
+///
+/// # Errors
+/// The operating system's.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;

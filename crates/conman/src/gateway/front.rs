@@ -26,7 +26,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::aim::{Aim, HEADERS_BYTES_MAX, aim};
 use super::door::Guest;
 use super::error::ApiError;
-use super::{Gateway, Stop, access, api, origin, proxy};
+use super::{Endless, Gateway, Stop, access, api, origin, proxy};
 use crate::node::Stream;
 
 /// What the parser reads of headers at the most: above the limit, so that the refusal is ours and says so.
@@ -73,15 +73,18 @@ impl Guests {
     }
 
     /// Nobody who was let in is sent away without an answer. Sessions without an end (shells, WebSockets) would hold
-    /// this up for ever: they have their moment.
-    async fn leave(self, stop: &Stop) {
+    /// this up for ever: they are told to connect again.
+    async fn leave(self, endless: &Endless, stop: &Stop) {
         self.unanswered.close();
         tokio::select! {
             () = self.unanswered.wait() => {}
             () = stop.over.cancelled() => {}
         }
+        endless.closing.cancel();
+        endless.tasks.close();
         self.clients.close();
-        let _ = tokio::time::timeout(STOP_GRACE, self.clients.wait()).await;
+        let all = futures_util::future::join(self.clients.wait(), endless.tasks.wait());
+        let _ = tokio::time::timeout(STOP_GRACE, all).await;
     }
 }
 
@@ -122,7 +125,7 @@ pub(super) async fn serve(
         guests.admit(&gateway, &router, Arrival::Door(stream, from), &stop);
     }
     drop(listener);
-    guests.leave(&stop).await;
+    guests.leave(&gateway.endless, &stop).await;
 }
 
 async fn serve_client(

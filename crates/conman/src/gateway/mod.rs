@@ -47,12 +47,13 @@ use model::api::Refusal;
 use model::id::HostId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::access::{
     Access, AccessError, AccessOptions, ApiKeys, TokenError, TokenKeys, new_api_key,
     new_token_secret,
 };
+pub use self::door::bind as bind_for_user;
 pub use self::door::{Certificate, CertificateError, CertificateFiles, Door, Lock};
 use self::fleet::Fleet;
 pub use self::metrics::GatewayMetrics;
@@ -139,6 +140,17 @@ struct Gateway {
     log: SessionLog,
     probe_log: SessionLog,
     next_session: AtomicU64,
+    /// Sessions without an end: they are told when the gateway goes.
+    endless: Endless,
+}
+
+/// The sessions that have no end of their own: shells, WebSockets, whatever was upgraded.
+#[derive(Debug, Clone, Default)]
+struct Endless {
+    /// Those that are.
+    tasks: TaskTracker,
+    /// The gateway goes: whoever has one is to connect again.
+    closing: CancellationToken,
 }
 
 impl Gateway {
@@ -170,8 +182,7 @@ impl Stop {
 /// How often those are forgotten who have not asked for anything of late.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
-/// Serves until it is asked to stop; then takes nothing new, answers what is under way, and gives sessions without an end a
-/// moment.
+/// Serves until it is asked to stop; then takes nothing new, answers what is under way, and closes sessions without an end.
 ///
 /// # Errors
 /// When the session log cannot be opened, or the store cannot be used at all.
@@ -200,6 +211,7 @@ pub async fn serve(
         probe_log,
         // Sessions of a gateway's earlier lives are in the same log.
         next_session: AtomicU64::new(crate::clock::boottime().0),
+        endless: Endless::default(),
     });
     let access = gateway.config.access.clone();
     let _forgetting = AbortOnDropHandle::new(tokio::spawn(async move {

@@ -379,7 +379,15 @@ fn finish(
             let protocol = answer.headers().get(header::UPGRADE);
             let is_websocket =
                 protocol.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"));
-            tokio::spawn(join(client.upgrade, container_upgrade, is_websocket, ended));
+            let closing = gateway.endless.closing.clone().cancelled_owned();
+            let over = async {
+                tokio::select! {
+                    () = ended => {}
+                    () = closing => {}
+                }
+            };
+            let joined = join(client.upgrade, container_upgrade, is_websocket, over);
+            gateway.endless.tasks.spawn(joined);
             if client.is_extended_connect {
                 *answer.status_mut() = StatusCode::OK;
                 remove_hop_by_hop(answer.headers_mut());
@@ -393,7 +401,7 @@ fn finish(
     answer.map(Body::new)
 }
 
-/// Both ways, until both sides have ended or the host has.
+/// Both ways, until both sides have ended, or the host has, or the gateway goes.
 async fn join(
     client: OnUpgrade,
     container: OnUpgrade,

@@ -116,11 +116,16 @@ pub(super) async fn serve(
     (mut way, mut terminal): (Way, Terminal),
     mut client: WebSocket,
 ) {
+    let _counted = gateway.endless.tasks.token();
     loop {
         let ended = gateway.fleet.ended(way.host.clone(), way.incarnation);
         let end = tokio::select! {
             end = relay(&mut client, &mut terminal, &mut size) => end,
             () = ended => End::Moved,
+            () = gateway.endless.closing.cancelled() => End::Over(Some(CloseFrame {
+                code: CloseCode::Restart,
+                reason: Utf8Bytes::from_static("this gateway goes: connect again"),
+            })),
         };
         match end {
             End::Over(frame) => {

@@ -62,6 +62,28 @@ impl Tracker {
         config: Config,
         failed: impl FnOnce(anyhow::Error) + Send + 'static,
     ) -> anyhow::Result<Self> {
+        let tracker = Self::idle();
+        tracker.begin(config, failed)?;
+        Ok(tracker)
+    }
+
+    /// One that knows nothing, and follows nothing before it begins.
+    pub fn idle() -> Self {
+        let view = Mutex::new("view of the tracker", Arc::new(View::empty()));
+        Self {
+            view: Arc::new(view),
+        }
+    }
+
+    /// [`Tracker::start`], of one that is idle.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub fn begin(
+        &self,
+        config: Config,
+        failed: impl FnOnce(anyhow::Error) + Send + 'static,
+    ) -> anyhow::Result<()> {
         let mut database = Database::open(&config.database)?;
         let (patterns, sources): (Vec<_>, Vec<_>) = config
             .sources
@@ -88,10 +110,8 @@ impl Tracker {
                 live.step(Event::Ended(number), began.elapsed());
             }
         }
-        let view = Arc::new(Mutex::new(
-            "view of the tracker",
-            Arc::new(View::of(&live, &numbers)),
-        ));
+        let view = self.view.clone();
+        *view.lock() = Arc::new(View::of(&live, &numbers));
         let (sender, messages) = sync_channel(AHEAD_MAX);
         for (source, &number) in sources.into_iter().zip(&numbers) {
             let sender = Sender::new(number, sender.clone());
@@ -122,7 +142,7 @@ impl Tracker {
                 }
             })
             .context("start the tracker's thread")?;
-        Ok(Self { view })
+        Ok(())
     }
 
     /// What is known now.

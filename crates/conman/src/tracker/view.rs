@@ -35,6 +35,17 @@ pub(super) const CLASSES: [Class; 3] = [Class::A, Class::Middle, Class::B];
 pub(super) const ENDINGS: [&str; 2] = ["recovered", "abandoned"];
 
 impl View {
+    /// Nothing is known.
+    pub(super) fn empty() -> Self {
+        Self {
+            totals: Audience::ALL.map(|_| Totals::default()),
+            watermark: None,
+            waiting: 0,
+            sources: vec![],
+            open: vec![],
+        }
+    }
+
     pub(super) fn of(live: &Live, numbers: &[usize]) -> Self {
         let all: Vec<SourceView> = live.sources().collect();
         Self {

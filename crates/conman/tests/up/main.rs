@@ -10,6 +10,7 @@ mod docker;
 #[path = "../docker_engine/mod.rs"]
 mod docker_engine;
 mod etcd;
+mod handover;
 mod harness;
 mod lives;
 mod refusals;

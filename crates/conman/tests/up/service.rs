@@ -5,13 +5,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 
 use crate::harness::{PATIENCE, Watched, conman, run, send, stderr, stdout};
 
 /// What a service manager hears of one service.
-struct Heard(UnixDatagram);
+pub(crate) struct Heard(UnixDatagram);
 
 impl Heard {
     fn at(path: &Path) -> Self {
@@ -20,31 +21,43 @@ impl Heard {
         Self(socket)
     }
 
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         let mut buffer = [0; 1024];
         let length = self.0.recv(&mut buffer).expect("a word in time");
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     }
 
     /// Listens until this is said.
-    fn until(&self, wanted: &str) {
+    pub(crate) fn until(&self, wanted: &str) {
         while !self.next().starts_with(wanted) {}
     }
 }
 
 /// A service, killed if it is not ended.
-struct Service {
+pub(crate) struct Service {
     child: Child,
-    heard: Heard,
+    pub(crate) heard: Heard,
 }
 
 impl Service {
-    fn start(directory: &Path, command: &str, watchdog: Option<&str>) -> Self {
-        let socket = directory.join(format!("{command}.notify"));
-        let _ = std::fs::remove_file(&socket);
+    pub(crate) fn start(directory: &Path, command: &str, watchdog: Option<&str>) -> Self {
+        Self::start_with(directory, command, &[], watchdog)
+    }
+
+    pub(crate) fn start_with(
+        directory: &Path,
+        command: &str,
+        more: &[&str],
+        watchdog: Option<&str>,
+    ) -> Self {
+        // Two processes of one command may be there at once.
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let socket = directory.join(format!("{command}.{number}.notify"));
         let heard = Heard::at(&socket);
         let mut started = conman();
-        started.arg(command).env("NOTIFY_SOCKET", &socket);
+        started.arg(command).args(more);
+        started.env("NOTIFY_SOCKET", &socket);
         started.env("CONMAN_CONFIG", directory.join("conman.toml"));
         started
             .env_remove("WATCHDOG_USEC")
@@ -59,8 +72,13 @@ impl Service {
     }
 
     /// Ends it, and returns its exit code.
-    fn end(mut self, signal: Signal) -> Option<i32> {
+    pub(crate) fn end(self, signal: Signal) -> Option<i32> {
         send(self.child.id(), signal);
+        self.ended()
+    }
+
+    /// Its exit code, when it ends by itself.
+    pub(crate) fn ended(mut self) -> Option<i32> {
         let watched = Watched::new(self.child.id());
         assert!(watched.has_ended_within(PATIENCE), "it does not end");
         self.heard.until("STOPPING=1");
@@ -81,7 +99,7 @@ impl Drop for Service {
 }
 
 /// One host and a gateway, as the packaged file has them.
-fn configure(directory: &Path) -> String {
+pub(crate) fn configure(directory: &Path) -> String {
     configure_at(directory, &format!("unix:{}/node", directory.display()), "")
 }
 
@@ -101,7 +119,7 @@ fn configure_at(directory: &Path, host_address: &str, more: &str) -> String {
     format!("http://{listen}")
 }
 
-fn ask(url: &str, arguments: &[&str]) -> String {
+pub(crate) fn ask(url: &str, arguments: &[&str]) -> String {
     let output = conman().env("CONMAN_URL", url).args(arguments).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
