@@ -7,27 +7,23 @@
 //!
 //! The kernel keeps those who connect in the socket's queue, whoever has it: nobody is refused in between.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_peercred;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
 use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::net::UnixListener;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
 
 use super::exit::CannotStart;
 use super::serve::listen_on;
 use crate::fd::watch;
+use crate::node;
 
 /// How long either side waits for the other's word.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,7 +35,7 @@ const ADDRESS_BYTES_MAX: u64 = 128;
 pub(super) struct Predecessor(Arc<OwnedFd>);
 
 impl Predecessor {
-    /// Until it is gone. Must be called within tokio.
+    /// Until it is gone.
     pub(super) async fn gone(&self) -> io::Result<()> {
         // A pidfd is readable once its process has ended.
         let pidfd = watch(self.0.try_clone()?)?;
@@ -49,7 +45,7 @@ impl Predecessor {
 }
 
 /// Has a socket that listens there.
-pub(super) fn listen(
+pub(super) async fn listen(
     address: SocketAddr,
     successors: &Path,
     takes_over: bool,
@@ -58,7 +54,7 @@ pub(super) fn listen(
         tracing::info!(%address, "listening on the socket that systemd has given");
         return Ok((given, None));
     }
-    if takes_over && let Some((listener, predecessor)) = taken(address, successors) {
+    if takes_over && let Some((listener, predecessor)) = taken(address, successors).await {
         tracing::info!(%address, "the listening socket was taken over");
         return Ok((listener, Some(predecessor)));
     }
@@ -89,8 +85,9 @@ fn given(address: SocketAddr) -> Result<Option<TcpListener>, CannotStart> {
 }
 
 /// Asks who has it. Whoever does not answer has nothing to give.
-fn taken(address: SocketAddr, successors: &Path) -> Option<(TcpListener, Predecessor)> {
-    match ask(address, successors) {
+async fn taken(address: SocketAddr, successors: &Path) -> Option<(TcpListener, Predecessor)> {
+    let asked = tokio::time::timeout(PATIENCE, ask(address, successors)).await;
+    match asked.map_err(io::Error::from).flatten() {
         Ok(taken) => Some(taken),
         Err(error) => {
             tracing::info!(%error, "there is no socket to take over");
@@ -99,36 +96,17 @@ fn taken(address: SocketAddr, successors: &Path) -> Option<(TcpListener, Predece
     }
 }
 
-fn ask(address: SocketAddr, successors: &Path) -> io::Result<(TcpListener, Predecessor)> {
-    let mut stream = UnixStream::connect(successors)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+async fn ask(address: SocketAddr, successors: &Path) -> io::Result<(TcpListener, Predecessor)> {
+    let mut stream = UnixStream::connect(successors).await?;
     let pid = socket_peercred(&stream)?.pid;
     // Before it is asked: from then on it may end, and another process have its number.
     let predecessor = Predecessor(Arc::new(pidfd_open(pid, PidfdFlags::empty())?));
-    stream.write_all(format!("{address}\n").as_bytes())?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    rustix::net::recvmsg(
-        &stream,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    for part in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = part
-            && let Some(fd) = fds.next()
-        {
-            return Ok((TcpListener::from(fd), predecessor));
-        }
-    }
-    Err(io::Error::other(format!(
-        "the process that was asked does not listen on {address}"
-    )))
+    stream.write_all(format!("{address}\n").as_bytes()).await?;
+    let listener = TcpListener::from(node::take_descriptor(&mut stream).await?);
+    Ok((listener, predecessor))
 }
 
-/// Gives the socket of this address to the first process of this user that asks for it; returns when that has it. Must be
-/// called within tokio.
+/// Gives the socket of this address to the first process of this user that asks for it; returns when that has it.
 pub(super) async fn give(
     listener: OwnedFd,
     address: SocketAddr,
@@ -140,10 +118,8 @@ pub(super) async fn give(
         if socket_peercred(&stream)?.uid != own {
             continue;
         }
-        let listener = listener.try_clone()?;
-        let stream = stream.into_std()?;
-        let given = tokio::task::spawn_blocking(move || answer(stream, &listener, address)).await?;
-        match given {
+        let answered = tokio::time::timeout(PATIENCE, answer(stream, &listener, address)).await;
+        match answered.map_err(io::Error::from).flatten() {
             Ok(true) => return Ok(()),
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "give the listening socket to another process"),
@@ -152,26 +128,21 @@ pub(super) async fn give(
 }
 
 /// Whether it has been given.
-fn answer(stream: UnixStream, listener: &OwnedFd, address: SocketAddr) -> io::Result<bool> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+async fn answer(
+    mut stream: UnixStream,
+    listener: &OwnedFd,
+    address: SocketAddr,
+) -> io::Result<bool> {
     let mut wanted = String::new();
-    let mut reader = io::BufReader::new((&stream).take(ADDRESS_BYTES_MAX));
-    io::BufRead::read_line(&mut reader, &mut wanted)?;
+    let mut reader = BufReader::new((&mut stream).take(ADDRESS_BYTES_MAX));
+    reader.read_line(&mut wanted).await?;
     if wanted.trim().parse() != Ok(address) {
         return Ok(false);
     }
-    let fds = [listener.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::Error::other("no room for one descriptor"));
+    if reader.buffer().is_empty() {
+        // It says that it is ready for it.
+        stream.read_u8().await?;
     }
-    rustix::net::sendmsg(
-        &stream,
-        &[IoSlice::new(b"!")],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
+    node::give_descriptor(&stream, listener.as_fd()).await?;
     Ok(true)
 }

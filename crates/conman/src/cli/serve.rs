@@ -159,7 +159,7 @@ async fn serve(
     let mut given = None;
     if let Some(listen) = node.listen {
         let successors = node.common.successor_socket();
-        let (listener, found) = handover::listen(listen, &successors, takes_over)?;
+        let (listener, found) = handover::listen(listen, &successors, takes_over).await?;
         predecessor = found;
         let address = listener.local_addr().context("look at the port")?;
         // Whom only this machine reaches, it need not be shown anything.

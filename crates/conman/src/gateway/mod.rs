@@ -34,6 +34,7 @@ mod prober;
 mod proxy;
 mod router;
 mod session_log;
+mod session_stream;
 mod shell;
 
 use std::path::PathBuf;

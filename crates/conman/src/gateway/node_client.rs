@@ -5,15 +5,17 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use model::api::{Refusal, RefusalCode};
 use model::id::{Epoch, HostId};
 use model::keys::Host;
-use model::wire::node::{NodeRefusal, OPEN_EPOCH, OPEN_LOAD, OpenRequest, UPGRADE};
+use model::wire::node::{
+    NodeRefusal, OPEN_EPOCH, OPEN_LOAD, OpenKind, OpenRequest, UPGRADE, UPGRADE_DESCRIPTOR,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::session_stream::SessionStream;
 use crate::node::{Address, Dialer};
 
 /// Why a host gave nothing.
@@ -50,7 +52,7 @@ pub(super) struct Opened {
     /// How many containers the host carries.
     pub(super) load: Option<u32>,
     /// The session's bytes; `None` for `OpenKind::Start`.
-    pub(super) stream: Option<Upgraded>,
+    pub(super) stream: Option<SessionStream>,
 }
 
 async fn connect(dialer: &Dialer, host: &Host) -> Result<SendRequest<Full<Bytes>>, NodeError> {
@@ -115,7 +117,13 @@ pub(super) async fn open(
         header::CONNECTION,
         http::HeaderValue::from_static("upgrade"),
     );
-    headers.insert(header::UPGRADE, http::HeaderValue::from_static(UPGRADE));
+    let is_here = host.record.address.starts_with("unix:");
+    if is_here && matches!(ask.kind, OpenKind::Port(_)) {
+        // One that does not know this takes the other.
+        let offered = http::HeaderValue::from_static(UPGRADE_DESCRIPTOR);
+        headers.append(header::UPGRADE, offered);
+    }
+    headers.append(header::UPGRADE, http::HeaderValue::from_static(UPGRADE));
     let answer = sender.send_request(request).await?;
     let (epoch, load) = (
         number(answer.headers(), OPEN_EPOCH),
@@ -123,11 +131,22 @@ pub(super) async fn open(
     );
     let no_epoch = || NodeError::Unreachable("an answer without an epoch".to_owned());
     match answer.status() {
-        StatusCode::SWITCHING_PROTOCOLS => Ok(Opened {
-            epoch: Epoch(epoch.ok_or_else(no_epoch)?),
-            load,
-            stream: Some(hyper::upgrade::on(answer).await?),
-        }),
+        StatusCode::SWITCHING_PROTOCOLS => {
+            let chosen = answer.headers().get(header::UPGRADE);
+            let is_descriptor = chosen.is_some_and(|it| it == UPGRADE_DESCRIPTOR);
+            let upgraded = hyper::upgrade::on(answer).await?;
+            let stream = if is_descriptor {
+                let taken = SessionStream::direct(upgraded).await;
+                taken.map_err(|error| NodeError::Unreachable(error.to_string()))?
+            } else {
+                SessionStream::through(upgraded)
+            };
+            Ok(Opened {
+                epoch: Epoch(epoch.ok_or_else(no_epoch)?),
+                load,
+                stream: Some(stream),
+            })
+        }
         StatusCode::OK => Ok(Opened {
             epoch: Epoch(epoch.ok_or_else(no_epoch)?),
             load,

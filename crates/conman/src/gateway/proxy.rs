@@ -276,7 +276,7 @@ async fn connect(gateway: &Gateway, server: &Server) -> Result<Connection, NoWay
         .ok_or_else(|| broken(format!("{} gave no stream", way.host)))?;
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
-        .handshake(stream)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| broken(error.to_string()))?;
     let ended = gateway.fleet.ended(way.host.clone(), way.incarnation);

@@ -5,8 +5,6 @@ use std::time::Instant;
 
 use axum::extract::ws::{self, WebSocket};
 use futures_util::{SinkExt, StreamExt};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use model::id::{Epoch, HostId, ReplId};
 use model::time::milliseconds;
 use model::wire::node::OpenKind;
@@ -20,6 +18,7 @@ use utoipa::IntoParams;
 use super::Gateway;
 use super::open::{NoWay, Way};
 use super::proxy::Session;
+use super::session_stream::SessionStream;
 
 /// A terminal's size, as a client asks for it.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
@@ -75,7 +74,7 @@ enum End {
     Over(Option<CloseFrame>),
 }
 
-type Terminal = WebSocketStream<TokioIo<Upgraded>>;
+type Terminal = WebSocketStream<SessionStream>;
 
 /// Opens the repl's terminal.
 pub(super) async fn open(
@@ -97,8 +96,7 @@ pub(super) async fn open(
                     "the host gave no terminal",
                 )
             })?;
-            let terminal =
-                WebSocketStream::from_raw_socket(TokioIo::new(stream), Role::Client, None).await;
+            let terminal = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
             Ok((way, terminal))
         }
         Err(no_way) => {

@@ -20,6 +20,7 @@ use model::timing::{OVERRUN_STUCK_AFTER, PARK_MAX};
 use model::wire::node::{
     DrainRequest, ExecAnswer, ExecRequest, HandedOff, NodeEvent, NodeRefusal, NoticeRequest,
     OPEN_EPOCH, OPEN_LOAD, OpenKind, OpenRequest, Prepare, StopRequest, UPGRADE,
+    UPGRADE_DESCRIPTOR,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -165,6 +166,9 @@ impl Node {
 
 async fn open(State(node): State<Node>, mut request: Request) -> Result<Response, Refused> {
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let mut offered = request.headers().get_all(header::UPGRADE).iter();
+    let takes_descriptors = offered.any(|offered| offered == UPGRADE_DESCRIPTOR);
+    let mut protocol = UPGRADE;
     let Json(asked): Json<OpenRequest> = Json::from_request(request, &()).await?;
     let wait = Duration::from_millis(asked.wait_ms);
     let deadline = tokio::time::Instant::now() + wait;
@@ -193,7 +197,12 @@ async fn open(State(node): State<Node>, mut request: Request) -> Result<Response
                 left,
             )
             .await?;
-            tokio::spawn(session::carry(upgrade, stream, joined));
+            if takes_descriptors {
+                protocol = UPGRADE_DESCRIPTOR;
+                tokio::spawn(session::hand_out(upgrade, stream, joined));
+            } else {
+                tokio::spawn(session::carry(upgrade, stream, joined));
+            }
             StatusCode::SWITCHING_PROTOCOLS
         }
         OpenKind::Shell { columns, rows } => {
@@ -215,7 +224,7 @@ async fn open(State(node): State<Node>, mut request: Request) -> Result<Response
     let headers = response.headers_mut();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static(UPGRADE));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
     }
     headers.insert(OPEN_EPOCH, HeaderValue::from(epoch.0));
     let load = *node.handle.live.count.borrow();

@@ -1,5 +1,6 @@
 //! A session's way from the node API to a container's port, and the words between hosts.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,13 +14,14 @@ use model::keys::{self, HostRecord};
 use model::timing::KILL_BOUND;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::Handle;
 use super::actor::Input;
 use super::live::Live;
 use super::ownership::decode;
-use crate::node::{self, Address, Dialer};
+use crate::node::{self, Address, Dialer, Stream};
 use crate::runtime::{Exit, Runtime};
 use crate::store::Store;
 
@@ -150,6 +152,32 @@ pub(super) async fn carry(upgrade: OnUpgrade, mut container: TcpStream, joined: 
             let _ = tokio::io::copy_bidirectional(&mut session, &mut container).await;
         }
         Err(error) => tracing::debug!(%error, "a gateway went away before its session began"),
+    }
+    drop(joined);
+}
+
+/// Gives the container's socket to the gateway, which is on this machine, and counts the session until that is through with it.
+pub(super) async fn hand_out(upgrade: OnUpgrade, container: TcpStream, joined: Joined) {
+    let given = async {
+        let parts = upgrade
+            .await?
+            .downcast::<TokioIo<Stream>>()
+            .map_err(|_| anyhow::anyhow!("the connection is not one to a gateway"))?;
+        let Stream::Unix(mut stream) = parts.io.into_inner() else {
+            anyhow::bail!("a gateway elsewhere cannot be given a socket");
+        };
+        if parts.read_buf.is_empty() {
+            // It says that it is ready for it.
+            stream.read_u8().await?;
+        }
+        node::give_descriptor(&stream, container.as_fd()).await?;
+        drop(container);
+        // It says nothing more: what comes is the session's end.
+        let _ = stream.read_u8().await;
+        anyhow::Ok(())
+    };
+    if let Err(error) = given.await {
+        tracing::debug!(%error, "a gateway went away before its session began");
     }
     drop(joined);
 }

@@ -1,5 +1,6 @@
 //! Where a node is, and how to get there: the addresses of the node API.
 
+mod descriptor;
 mod identity;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsStream;
 
+pub(crate) use self::descriptor::{give as give_descriptor, take as take_descriptor};
 pub(crate) use self::identity::certificates;
 pub use self::identity::{Files, Identity, IdentityError};
 

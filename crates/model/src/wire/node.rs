@@ -19,7 +19,8 @@
 //! `open` is the whole of a session's way in: with `epoch` it is a session for an owner (only the exact
 //! epoch is accepted, else [`crate::api::RefusalCode::NotOwner`] with a hint); without, it asks the host to claim
 //! the repl if it is free, and to start it. The host holds the request while the container starts or
-//! moves, and answers when it knows. `kind: port` carries the container's TCP bytes after the 101;
+//! moves, and answers when it knows. `kind: port` carries the container's TCP bytes after the 101, or gives the socket that they
+//! go over to a gateway on the same machine that offers [`UPGRADE_DESCRIPTOR`];
 //! `kind: shell` carries a WebSocket (RFC 6455, the host is the server, no second handshake).
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ use crate::id::{Epoch, HostId, Incarnation, ReplId};
 
 /// The protocol's name in the `Upgrade` header.
 pub const UPGRADE: &str = "conman-session";
+/// The same where both are on one machine: after the 101 the gateway says `!` and is given the container's socket itself, beside
+/// another `!`. The connection stays open as long as the session.
+pub const UPGRADE_DESCRIPTOR: &str = "conman-descriptor";
 /// The epoch that the session is joined to, in the answer's headers.
 pub const OPEN_EPOCH: &str = "conman-epoch";
 /// How many containers the host carries now, in the answer's headers: the gateway's hint for placement.
