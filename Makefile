@@ -90,6 +90,10 @@ prove: release ## every layer of the proof in its long form, for SECONDS (3600);
 mutants: ## remove each rule of the protocol in turn, and show what notices; figures in target/figures/mutants.json
 	scripts/mutants
 
+.PHONY: bench-gateway
+bench-gateway: ## the gateway as a proxy, beside HAProxy and nginx; figures in target/figures/bench-gateway.json
+	scripts/bench-gateway
+
 .PHONY: bench-preempt
 bench-preempt: ## what users see of a machine that goes, with notice and without; figures in target/figures/bench-preempt.json
 	scripts/bench-preempt

@@ -38,7 +38,7 @@ pub(crate) struct Product {
 }
 
 /// The first number behind a name in a file of procfs.
-fn field(text: &str, name: &str) -> anyhow::Result<u64> {
+pub(crate) fn field(text: &str, name: &str) -> anyhow::Result<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name));
     let number = rest.and_then(|rest| rest.split_whitespace().next());
     let number = number.with_context(|| format!("find {name} in {text}"))?;
@@ -153,18 +153,30 @@ impl Fleet {
 
     /// Creates repls that run this, free at first.
     pub(crate) async fn create(&self, repls: &[String], command: &[&str]) -> anyhow::Result<()> {
+        for repl in repls {
+            self.create_with(repl, command, &json!({})).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates one with these limits.
+    pub(crate) async fn create_with(
+        &self,
+        repl: &str,
+        command: &[&str],
+        limits: &Value,
+    ) -> anyhow::Result<()> {
         let spec = json!({
             "image": format!("dir:{}", self.image.display()),
             "command": command,
             "port": 8000,
+            "limits": limits,
         });
-        for repl in repls {
-            let path = format!("/v1/repls/{repl}");
-            let answer = self
-                .send("localhost", "PUT", &path, &spec.to_string())
-                .await?;
-            ensure!(answer.status == 201, "create {repl}: {}", answer.body);
-        }
+        let path = format!("/v1/repls/{repl}");
+        let answer = self
+            .send("localhost", "PUT", &path, &spec.to_string())
+            .await?;
+        ensure!(answer.status == 201, "create {repl}: {}", answer.body);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ mod destroy;
 mod docker;
 mod figures;
 mod fleet;
+mod gateway;
 mod http;
 mod preempt;
 
@@ -56,16 +57,38 @@ fn say(text: &str) {
     eprintln!("bench: {text}");
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Before there are threads: it enters a namespace, and becomes another program.
+    if let Some(("behind", rest)) = arguments
+        .split_first()
+        .map(|(first, rest)| (first.as_str(), rest))
+    {
+        return ended(gateway::run_behind(rest));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(measure()),
+        Err(error) => ended(Err(error.into())),
+    }
+}
+
+async fn measure() -> ExitCode {
     let ran = match std::env::args().nth(1).as_deref() {
         None => run().await,
         Some("destroy") => destroy::run().await,
         Some("preempt") => preempt::run().await,
+        Some("gateway") => gateway::run().await,
         Some(other) => Err(anyhow::anyhow!(
-            "there is no benchmark {other:?}: destroy, preempt, or nothing"
+            "there is no benchmark {other:?}: destroy, preempt, gateway, or nothing"
         )),
     };
+    ended(ran)
+}
+
+fn ended(ran: anyhow::Result<()>) -> ExitCode {
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

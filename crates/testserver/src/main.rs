@@ -94,11 +94,12 @@ fn serve(stream: TcpStream, repl: &str, instance: &str) -> io::Result<()> {
             return echo(writer, instance).map_err(io::Error::other);
         }
         let body = format!("hello from {repl} {instance}\n");
-        write!(
-            writer,
+        // At once: each piece would be a packet of its own.
+        let answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        );
+        writer.write_all(answer.as_bytes())?;
         if let Some(rest) = request.first_line.strip_prefix("POST /exit/") {
             let code = rest.split(' ').next().and_then(|code| code.parse().ok());
             #[expect(clippy::disallowed_methods, reason = "ending is what was asked for")]
