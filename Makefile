@@ -84,7 +84,7 @@ bench-destroy: ## two hundred containers destroyed at once: docker kill, conman 
 .PHONY: prove
 prove: release ## every layer of the proof in its long form, for SECONDS (3600); figures in target/figures/prove.json and docs/proof.md
 	cargo build --release --locked --package testserver
-	SECONDS=$(or $(SECONDS),3600) scripts/prove
+	SECONDS=$(or $(SECONDS),3600) scripts/prove $(LAYERS)
 
 .PHONY: mutants
 mutants: ## remove each rule of the protocol in turn, and show what notices; figures in target/figures/mutants.json
