@@ -112,7 +112,7 @@ class Exited:
 class Conman:
     """A fleet, at the address of one of its gateways or of the load balancer before them.
 
-    Repls are served below `domain`; `headers` go with every call of the API.
+    Repls are served below `domain`; `headers` go with every call of the API, as `{"authorization": f"Bearer {api_key}"}`.
     """
 
     def __init__(
@@ -217,8 +217,11 @@ class Repl:
         """Joins its terminal, which it shares with everyone else on it."""
         return Shell(self, columns, rows)
 
-    def connect(self, path: str = "/", port: int | None = None, **options: typing.Any) -> typing.Iterator[ClientConnection]:
-        """WebSockets to what it serves, one after the other: the next when the one before was lost to a move.
+    def connect(
+        self, path: str = "/", port: int | None = None, token: str | None = None, **options: typing.Any
+    ) -> typing.Iterator[ClientConnection]:
+        """WebSockets to what it serves, one after the other: the next when the one before was lost to a move. `token` lets a user in
+        to a private repl.
 
             for opened in repl.connect("/live"):
                 try:
@@ -230,6 +233,8 @@ class Repl:
         Ends when the repl's own program closed the connection for good, or whoever uses it did.
         """
         name = self.name if port is None else f"{port}-{self.name}"
+        if token is not None:
+            options["additional_headers"] = {**options.get("additional_headers", {}), "authorization": f"Bearer {token}"}
         while True:
             with self.fleet.open(path, host=f"{name}.{self.fleet.domain}", **options) as opened:
                 yield opened
