@@ -51,6 +51,7 @@ class Fleet(Machines):
     def make_node(self, number):
         more = f"""
 listen = "127.0.0.1:{PORT}"
+profile = "{self.shape.profile}"
 witness = "{self.scratch}/witness"
 notice_file = "{self.scratch}/node-{number}/notice"
 """

@@ -8,6 +8,8 @@ from .faults import FAULTS
 
 # After so long without a fault, everything that is not usable never will be.
 USABLE_SECONDS_MAX = 40
+# A lease of the patient profile is so much longer, and one may have to run out after another.
+PATIENT_SECONDS = 2 * 30
 # No container may end by these but those of the machine that they are done to.
 SPARING = {
     "conman_killed", "container_killed", "container_stopped", "nodes_apart", "node_deaf_to_node", "member_killed", "member_stopped",
@@ -37,6 +39,10 @@ class Outcome:
     outage_seconds: float = 0.0
 
 
+def usable_seconds_max(shape):
+    return USABLE_SECONDS_MAX + (PATIENT_SECONDS if shape.profile == "patient" else 0)
+
+
 def play(fleet, sessions, planned):
     """Plays a round."""
     owners = {repl: host for repl, (host, _) in fleet.witness.owners().items()}
@@ -63,7 +69,7 @@ def play(fleet, sessions, planned):
             faults[number].end()
             ended[number] = time.monotonic()
     since = time.monotonic()
-    unusable = sessions.wait_served(since, since + USABLE_SECONDS_MAX)
+    unusable = sessions.wait_served(since, since + usable_seconds_max(fleet.shape))
     outcome = Outcome(done, time.monotonic() - since, unusable)
     if planned.is_alone and done:
         measure(fleet, sessions, outcome, faults[0], ended[0], before, owners, epochs)

@@ -94,6 +94,8 @@ class Shape:
     nodes: int
     members: int
     repls: int
+    # The profile of leases: in an emulated machine, tens of times slower, nobody renews within the fast one's 3 s.
+    profile: str = "fast"
 
     def count(self, target):
         return {NODE: self.nodes, MEMBER: self.members, REPL: self.repls, FLEET: 1, CLOCK: 1}[target]
