@@ -7,16 +7,18 @@
 //!
 //! The other direction is not looked at: what a container that ended has not read is lost in any case.
 
-use std::pin::pin;
+use std::cell::RefCell;
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// The longest frame that is waited for; longer ones are passed on in fragments.
 const HELD_MAX: usize = 16 << 10;
 /// What is read at once.
-const READ_BYTES: usize = 8 << 10;
+const READ_BYTES: usize = 16 << 10;
 /// How long a user has for closing its side: what it sends until then is read, for a connection that is closed with something
 /// unread may lose what was written to it.
 const CLOSING_MAX: Duration = Duration::from_secs(1);
@@ -145,10 +147,9 @@ where
     {
         let down = pass_on(container_reader, &mut client_writer, is_lost);
         let up = async {
-            let mut sent = BytesMut::new();
             loop {
-                sent.reserve(READ_BYTES);
-                match client_reader.read_buf(&mut sent).await {
+                let mut sent = BytesMut::new();
+                match read_some(&mut client_reader, &mut sent).await {
                     Err(_) => return,
                     Ok(0) => {
                         let _ = container_writer.shutdown().await;
@@ -178,6 +179,28 @@ where
     }
 }
 
+thread_local! {
+    /// Most sessions say nothing most of the time: while they wait they have no buffer, and those of a thread share this one for the
+    /// moment in which there is something to read.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+/// Reads what is there, when there is something, behind what was read before; 0 at the end.
+async fn read_some(
+    reader: &mut (impl AsyncRead + Unpin),
+    read: &mut BytesMut,
+) -> std::io::Result<usize> {
+    std::future::poll_fn(|context| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer))?;
+            read.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    })
+    .await
+}
+
 /// From the container to the user, until the container's end. An error is the user's.
 async fn pass_on(
     mut container: impl AsyncRead + Unpin,
@@ -185,18 +208,21 @@ async fn pass_on(
     is_lost: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
     let mut is_lost = pin!(is_lost);
-    let (mut frames, mut read, mut written) = (Frames::default(), BytesMut::new(), BytesMut::new());
+    let (mut frames, mut read) = (Frames::default(), BytesMut::new());
     loop {
-        read.reserve(READ_BYTES);
         let length = tokio::select! {
             // A connection that broke has ended too.
-            length = container.read_buf(&mut read) => length.unwrap_or(0),
+            length = read_some(&mut container, &mut read) => length.unwrap_or(0),
             () = &mut is_lost => 0,
         };
         if length == 0 {
             return client.write_all(frames.end()).await;
         }
+        let mut written = BytesMut::new();
         frames.pass(&mut read, &mut written);
+        if read.is_empty() {
+            read = BytesMut::new();
+        }
         client.write_all_buf(&mut written).await?;
     }
 }

@@ -214,6 +214,8 @@ pub async fn serve(
         next_session: AtomicU64::new(crate::clock::boottime().0),
         endless: Endless::default(),
     });
+    let pool = gateway.pool.clone();
+    let _tidying = AbortOnDropHandle::new(tokio::spawn(async move { pool.tidy().await }));
     let access = gateway.config.access.clone();
     let _forgetting = AbortOnDropHandle::new(tokio::spawn(async move {
         loop {

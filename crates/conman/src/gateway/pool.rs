@@ -11,12 +11,15 @@ use crate::telemetry::locks::Mutex;
 use axum::body::Body;
 use hyper::client::conn::http1::SendRequest;
 use model::id::{Epoch, HostId, Incarnation, ReplId};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
-/// How long a connection is kept without a request.
+/// How long a connection is kept without a request, at least.
 const IDLE_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked for those that were kept for so long: all at once, for a timer for each request would cost more than
+/// what it does.
+const TIDY_EVERY: Duration = Duration::from_millis(250);
 /// How many are kept for one server.
-const KEPT_MAX: usize = 64;
+const KEPT_MAX: usize = 256;
 
 /// Which server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,14 +38,10 @@ pub(super) struct Connection {
 
 struct Idle {
     connection: Connection,
-    number: u64,
+    until: Instant,
 }
 
-#[derive(Default)]
-struct Shelves {
-    idle: HashMap<Server, Vec<Idle>>,
-    next_number: u64,
-}
+type Shelves = HashMap<Server, Vec<Idle>>;
 
 /// The idle connections of a gateway.
 #[derive(Clone)]
@@ -66,18 +65,13 @@ impl Pool {
     /// The connection that was used last, of those that are still open.
     pub(super) fn take(&self, server: &Server) -> Option<Connection> {
         self.with(|shelves| {
-            let shelf = shelves.idle.get_mut(server)?;
-            let mut found = None;
+            let shelf = shelves.get_mut(server)?;
             while let Some(idle) = shelf.pop() {
                 if !idle.connection.sender.is_closed() {
-                    found = Some(idle.connection);
-                    break;
+                    return Some(idle.connection);
                 }
             }
-            if shelf.is_empty() {
-                shelves.idle.remove(server);
-            }
-            found
+            None
         })
     }
 
@@ -88,25 +82,28 @@ impl Pool {
             if connection.sender.ready().await.is_err() {
                 return;
             }
-            let kept_until = Instant::now() + IDLE_MAX;
-            let number = pool.with(|shelves| {
-                let number = shelves.next_number;
-                shelves.next_number += 1;
-                let shelf = shelves.idle.entry(server.clone()).or_default();
-                if shelf.len() < KEPT_MAX {
-                    shelf.push(Idle { connection, number });
-                }
-                number
-            });
-            tokio::time::sleep_until(kept_until).await;
+            let until = Instant::now() + IDLE_MAX;
             pool.with(|shelves| {
-                if let Some(shelf) = shelves.idle.get_mut(&server) {
-                    shelf.retain(|idle| idle.number != number);
-                    if shelf.is_empty() {
-                        shelves.idle.remove(&server);
-                    }
+                let shelf = shelves.entry(server).or_default();
+                if shelf.len() < KEPT_MAX {
+                    shelf.push(Idle { connection, until });
                 }
             });
         });
+    }
+
+    /// Closes those that nobody has used for long enough. Does not return.
+    pub(super) async fn tidy(&self) {
+        let mut looks = tokio::time::interval(TIDY_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = looks.tick().await;
+            self.with(|shelves| {
+                shelves.retain(|_, shelf| {
+                    shelf.retain(|idle| idle.until > now);
+                    !shelf.is_empty()
+                });
+            });
+        }
     }
 }

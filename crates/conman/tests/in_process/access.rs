@@ -160,10 +160,10 @@ async fn a_browser_that_comes_by_a_link_goes_on_with_a_cookie() {
     assert_eq!(answer.headers()["location"], "/a?b=1");
     let cookie = answer.headers()["set-cookie"].to_str().unwrap().to_owned();
     let (cookie, rest) = cookie.split_once(';').unwrap();
-    assert!(
-        rest.contains("HttpOnly") && rest.contains("Max-Age=60"),
-        "{rest}"
-    );
+    assert!(rest.contains("HttpOnly"), "{rest}");
+    // As long as its token, of which the request itself has used up a part.
+    let (_, age) = rest.split_once("Max-Age=").unwrap();
+    assert!((1..=60).contains(&age.parse::<u32>().unwrap()), "{rest}");
     let answer = fleet.request(visit("/a?b=1", &[("cookie", cookie)])).await;
     assert_eq!(answer.status(), 200);
 }
