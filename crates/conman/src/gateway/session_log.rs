@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::thread::Thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use model::api::Outcome;
@@ -35,7 +37,16 @@ pub(super) struct Attempt {
 }
 
 /// The log. Writing is a thread's: a slow disk holds up nobody.
-pub(super) struct SessionLog(Option<mpsc::Sender<Message>>);
+pub(super) struct SessionLog(Option<Writer>);
+
+/// The thread that writes.
+struct Writer {
+    sender: mpsc::Sender<Message>,
+    thread: Thread,
+}
+
+/// How long a line waits for others: a thread that is woken for each of them costs as much as the request itself.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// When a log begins anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,15 +74,16 @@ impl SessionLog {
             append_to(path).with_context(|| format!("open the session log {}", path.display()))?;
         let (sender, messages) = mpsc::channel();
         let path = path.to_owned();
-        std::thread::Builder::new()
+        let writing = std::thread::Builder::new()
             .name("session-log".to_owned())
             .spawn(move || write_all(&path, file, rotation, &messages))
             .context("start the session log's thread")?;
-        Ok(Self(Some(sender)))
+        let thread = writing.thread().clone();
+        Ok(Self(Some(Writer { sender, thread })))
     }
 
     pub(super) fn write(&self, attempt: Attempt) {
-        if let Some(sender) = &self.0 {
+        if let Some(Writer { sender, .. }) = &self.0 {
             // The thread ends only with the log, after a disk error that it has told of.
             let _ = sender.send(Message::Attempt(attempt));
         }
@@ -79,10 +91,11 @@ impl SessionLog {
 
     /// Returns when everything so far is in the file.
     pub(super) async fn flush(&self) {
-        if let Some(sender) = &self.0 {
+        if let Some(Writer { sender, thread }) = &self.0 {
             let (written, done) = oneshot::channel();
             // As above; and its end drops `written`, which ends the wait.
             let _ = sender.send(Message::Flush(written));
+            thread.unpark();
             let _ = done.await;
         }
     }
@@ -100,6 +113,9 @@ fn write_all(
     messages: &mpsc::Receiver<Message>,
 ) {
     while let Ok(first) = messages.recv() {
+        if matches!(first, Message::Attempt(_)) {
+            std::thread::park_timeout(GATHER);
+        }
         let (mut lines, mut waiting) = (0_usize, vec![]);
         let mut written = Ok(());
         for message in std::iter::once(first).chain(messages.try_iter()) {
