@@ -98,6 +98,11 @@ bench-gateway: ## the gateway as a proxy, beside HAProxy and nginx; figures in t
 bench-preempt: ## what users see of a machine that goes, with notice and without; figures in target/figures/bench-preempt.json
 	scripts/bench-preempt
 
+.PHONY: conformance
+conformance: release ## Autobahn's WebSocket suite straight and through the gateway, with a Python 2.7 (PYTHON2); figures in target/figures/conformance.json
+	cargo build --release --locked --package testserver
+	scripts/conformance
+
 .PHONY: bench-stuck
 bench-stuck: ## the stuck report beside DuckDB, jq, mtail, grep and wc
 	scripts/bench-stuck

@@ -3,16 +3,22 @@
 //! Listens on `$PORT` (or the first argument) of the loopback, or of `$ADDRESS`. `GET` anything answers with
 //! `hello from <repl> <instance>`, where the instance is drawn at the start, so that a client sees whether
 //! it talks to another container than before. A WebSocket on any path is sent `<instance>` and then
-//! gets back what it sends. `POST /exit/N` ends the server with code N.
+//! gets back what it sends; on `/echo` that alone. `POST /exit/N` ends the server with code N.
 //! With the argument `sleep` it serves nothing and waits.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tungstenite::error::ProtocolError;
 use tungstenite::handshake::derive_accept_key;
-use tungstenite::protocol::Role;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
+
+/// How long somebody who broke the protocol may take to go.
+const LINGER: Duration = Duration::from_secs(1);
 
 fn main() -> io::Result<()> {
     if std::env::args().nth(1).as_deref() == Some("sleep") {
@@ -91,7 +97,8 @@ fn serve(stream: TcpStream, repl: &str, instance: &str) -> io::Result<()> {
                  Sec-WebSocket-Accept: {}\r\n\r\n",
                 derive_accept_key(key.as_bytes())
             )?;
-            return echo(writer, instance).map_err(io::Error::other);
+            let is_greeted = !request.first_line.starts_with("GET /echo");
+            return echo(writer, instance, is_greeted).map_err(io::Error::other);
         }
         let body = format!("hello from {repl} {instance}\n");
         // At once: each piece would be a packet of its own.
@@ -109,13 +116,51 @@ fn serve(stream: TcpStream, repl: &str, instance: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn echo(stream: TcpStream, instance: &str) -> Result<(), tungstenite::Error> {
-    let mut socket = WebSocket::from_raw_socket(stream, Role::Server, None);
-    socket.send(Message::text(instance))?;
+fn echo(stream: TcpStream, instance: &str, is_greeted: bool) -> Result<(), tungstenite::Error> {
+    // Ten thousand of them must fit into a container. And what a user may send is not this server's to limit.
+    let config = WebSocketConfig::default()
+        .read_buffer_size(4 * 1024)
+        .max_message_size(None)
+        .max_frame_size(None);
+    let mut socket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
+    if is_greeted {
+        socket.send(Message::text(instance))?;
+    }
     loop {
-        let message = socket.read()?;
-        if message.is_text() || message.is_binary() {
-            socket.send(message)?;
+        let failed = match socket.read() {
+            Ok(message) if message.is_text() || message.is_binary() => socket.send(message).err(),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
+            return fail(socket, error);
         }
     }
+}
+
+/// Says why, where it is the user who broke the protocol (RFC 6455, 7.1.7), and reads what still comes: a connection that is
+/// closed with something unread may lose what was written to it.
+fn fail(
+    mut socket: WebSocket<TcpStream>,
+    error: tungstenite::Error,
+) -> Result<(), tungstenite::Error> {
+    let code = match error {
+        tungstenite::Error::Utf8(_) => CloseCode::Invalid,
+        tungstenite::Error::Protocol(
+            ProtocolError::InvalidCloseSequence | ProtocolError::ResetWithoutClosingHandshake,
+        ) => {
+            return Err(error);
+        }
+        tungstenite::Error::Protocol(_) => CloseCode::Protocol,
+        _ => return Err(error),
+    };
+    // Not by the library's own, which takes the connection for closed after some of these.
+    let mut frame = vec![0x88, 2];
+    frame.extend(u16::from(code).to_be_bytes());
+    let stream = socket.get_mut();
+    stream.write_all(&frame)?;
+    stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(LINGER))?;
+    io::copy(stream, &mut io::sink())?;
+    Ok(())
 }
