@@ -307,6 +307,12 @@ pub(crate) fn raise_open_files() -> anyhow::Result<()> {
     setrlimit(Resource::Nofile, limit).context("raise the limit of open files")
 }
 
+/// How many open files this process may have, and those that it starts.
+pub(crate) fn open_files() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Sends a signal to a process of the fleet.
 pub(crate) fn kill(pid: u64, signal: i32) -> anyhow::Result<()> {
     let pid = i32::try_from(pid)?;

@@ -45,7 +45,12 @@ fn main() -> io::Result<()> {
         listener.local_addr()?.port()
     );
     loop {
-        let (stream, _) = listener.accept()?;
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            // It has gone again before its turn came.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
         let (repl, instance) = (repl.clone(), instance.clone());
         std::thread::Builder::new()
             .stack_size(64 * 1024)
@@ -98,6 +103,8 @@ fn serve(stream: TcpStream, repl: &str, instance: &str) -> io::Result<()> {
                 derive_accept_key(key.as_bytes())
             )?;
             let is_greeted = !request.first_line.starts_with("GET /echo");
+            // One descriptor is enough from here on.
+            drop(reader);
             return echo(writer, instance, is_greeted).map_err(io::Error::other);
         }
         let body = format!("hello from {repl} {instance}\n");

@@ -69,7 +69,9 @@ pub(super) async fn per_second(target: &Target, connections: usize) -> anyhow::R
             .parse()
             .ok()
     });
-    rate.with_context(|| format!("find the rate in {said}"))
+    let rate: f64 = rate.with_context(|| format!("find the rate in {said}"))?;
+    ensure!(rate > 0.0, "nobody answers: {said}");
+    Ok(rate)
 }
 
 /// How long an answer takes when so many requests a second come, whatever becomes of the ones before.

@@ -27,7 +27,7 @@ use anyhow::{Context, ensure};
 use self::load::Latency;
 use self::peers::Peer;
 use crate::figures::{Figures, percentile};
-use crate::fleet::{Fleet, raise_open_files};
+use crate::fleet::{Fleet, open_files, raise_open_files};
 use crate::say;
 
 pub(crate) use self::peers::run_behind;
@@ -38,7 +38,11 @@ const CONNECTIONS: [usize; 2] = [32, 256];
 /// So many of what the slowest manages are asked for where latency is measured: of a queue that only grows nobody learns anything.
 const RATE_SHARE: f64 = 0.3;
 const SOCKETS: usize = 1_000;
-const IDLE_SOCKETS: usize = 10_000;
+/// Each has three open files at conman's gateway: fewer where a process may not have so many.
+const IDLE_SOCKETS_MAX: u64 = 10_000;
+
+/// Open files that are not sessions'.
+const FILES_ASIDE: u64 = 1_000;
 
 /// Who stands before the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,12 +169,17 @@ async fn messages(
         round + 1
     ));
     for way in order {
-        let found = websockets::measure(&places.of(*way), SOCKETS).await?;
+        let found = websockets::measure(&places.of(*way), SOCKETS).await;
+        let found = found.with_context(|| format!("WebSockets by way of {way:?}"))?;
         let measured = measured.entry(*way).or_default();
         measured.messages_per_second.push(found.per_second);
         measured.message.push(found.latency);
     }
     Ok(())
+}
+
+fn idle_sockets() -> u64 {
+    IDLE_SOCKETS_MAX.min(open_files().saturating_sub(FILES_ASIDE) / 3)
 }
 
 /// What each proxy's memory grows by, shared out over WebSockets that say nothing.
@@ -179,9 +188,10 @@ async fn idle(
     places: &Places,
     measured: &mut BTreeMap<Way, Measured>,
 ) -> anyhow::Result<()> {
+    let count = usize::try_from(idle_sockets())?;
     for way in [Way::Conman, Way::Haproxy, Way::Nginx] {
         say(&format!(
-            "memory of {IDLE_SOCKETS} idle WebSockets through {way:?}"
+            "memory of {count} idle WebSockets through {way:?}"
         ));
         let memory = || match way {
             Way::Haproxy => places.haproxy.memory_bytes(),
@@ -189,11 +199,11 @@ async fn idle(
             Way::Conman | Way::Straight => Ok(fleet.product()?.others_bytes),
         };
         let before = memory()?;
-        let held = websockets::hold(&places.of(way), IDLE_SOCKETS).await?;
+        let held = websockets::hold(&places.of(way), count).await?;
         let after = memory()?;
         drop(held);
         let grown = after.saturating_sub(before) as f64;
-        measured.entry(way).or_default().idle_kib = grown / IDLE_SOCKETS as f64 / 1_024.0;
+        measured.entry(way).or_default().idle_kib = grown / count as f64 / 1_024.0;
     }
     Ok(())
 }
@@ -256,6 +266,8 @@ fn figures(measured: &BTreeMap<Way, Measured>) -> Figures {
         "ms",
         p99,
     );
+    let count = ("idle_websockets", "idle WebSockets held", "sessions");
+    figures.plain(count, idle_sockets() as f64);
     let kib = |way| measured[&way].idle_kib;
     let name = (
         "conman_idle_websocket_kib",

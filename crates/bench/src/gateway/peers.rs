@@ -1,6 +1,7 @@
 //! HAProxy and nginx, in the network namespace of the container that they stand before.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::fleet::{field, kill};
+use crate::fleet::{field, kill, open_files};
 
 const THREADS: usize = 2;
 const READY_MAX: Duration = Duration::from_secs(10);
@@ -40,8 +41,10 @@ impl Peer {
             address: format!("127.0.0.1:{port}"),
         };
         let deadline = Instant::now() + READY_MAX;
-        while std::net::TcpStream::connect(&peer.address).is_err() {
-            ensure!(Instant::now() < deadline, "{name} does not listen");
+        // The socket is there before its program: an answer is what counts.
+        while !answers(&peer.address) {
+            let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+            ensure!(Instant::now() < deadline, "{name} does not answer: {log}");
             std::thread::yield_now();
         }
         Ok(peer)
@@ -65,6 +68,18 @@ impl Peer {
         }
         Ok(bytes)
     }
+}
+
+fn answers(address: &str) -> bool {
+    let asked = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.starts_with("HTTP/1.1 200"))
+    };
+    asked().unwrap_or(false)
 }
 
 impl Drop for Peer {
@@ -115,7 +130,7 @@ fn haproxy(fd: i32) -> String {
     format!(
         "global
     nbthread {THREADS}
-    maxconn 40000
+    maxconn {}
 defaults
     mode http
     timeout connect 5s
@@ -130,7 +145,8 @@ frontend users
 backend container
     http-reuse always
     server container 127.0.0.1:8000
-"
+",
+        open_files().saturating_sub(1_000) / 2
     )
 }
 
@@ -140,8 +156,7 @@ fn nginx(port: &str, directory: &str) -> String {
 worker_processes {THREADS};
 pid {directory}/pid;
 error_log {directory}/error.log;
-worker_rlimit_nofile 100000;
-events {{ worker_connections 40000; }}
+events {{ worker_connections 19000; }}
 http {{
     access_log off;
     client_body_temp_path {directory}/body;
