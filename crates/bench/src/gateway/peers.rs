@@ -96,6 +96,8 @@ pub(crate) fn run_behind(arguments: &[String]) -> anyhow::Result<()> {
         bail!("behind wants NAME PID PORT DIRECTORY");
     };
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).context("listen")?;
+    // nginx takes it as it is: one worker would wait in it for a connection that the other has taken, with all of its own.
+    listener.set_nonblocking(true)?;
     let inside = std::fs::File::open(format!("/proc/{pid}/ns/net")).context("the namespace")?;
     move_into_link_name_space(
         std::os::fd::AsFd::as_fd(&inside),
