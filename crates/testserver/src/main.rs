@@ -153,9 +153,8 @@ fn fail(
 ) -> Result<(), tungstenite::Error> {
     let code = match error {
         tungstenite::Error::Utf8(_) => CloseCode::Invalid,
-        tungstenite::Error::Protocol(
-            ProtocolError::InvalidCloseSequence | ProtocolError::ResetWithoutClosingHandshake,
-        ) => {
+        // The user has gone.
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
             return Err(error);
         }
         tungstenite::Error::Protocol(_) => CloseCode::Protocol,
